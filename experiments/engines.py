@@ -1,0 +1,374 @@
+r"""Question: what do the engines cost, in memory and time, against training itself?
+
+An MLP 784-256-10 in minibatches of 128 (made-up data), Adam or momentum, T steps; the
+peers are plain reverse mode and equinox's checkpointed loop (extra `bench`). Ratios are
+within one run: programs are compiled first, then run in turns, medians are compared.
+Each row has the target that this project set itself, and whether it was reached.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from matplotlib.figure import Figure
+from pydantic import PositiveInt
+
+import metalr
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.runner import Record
+from experiments.style import panels
+from metalr.convnet import Dense
+from metalr.hypergrad.binomial import forward_steps
+from metalr.problems import classifier, least_squares
+
+
+class Config(ExperimentConfig):
+    """Options of this experiment."""
+
+    experiment: Literal["engines"] = "engines"
+    dtype: Literal["float64", "float32"] = "float32"
+    steps: PositiveInt = 1000
+    long_steps: PositiveInt = 10_000
+    repeats: PositiveInt = 3
+    hidden: PositiveInt = 256
+    batch: PositiveInt = 128
+    parts: tuple[
+        Literal["scalar", "per_step", "momentum", "long", "mixed", "bits", "vmap"], ...
+    ] = ("scalar", "per_step", "momentum", "mixed", "bits", "vmap", "long")
+
+
+class Way(NamedTuple):
+    """One way to compute something: a function of hyper, and what it should reach."""
+
+    name: str
+    function: Callable[[Any], Any]
+    temp_target: float = math.inf  # × the temporary memory of training
+    time_target: float = math.inf  # × the time of training
+
+
+def run(config: Config) -> Iterator[Record]:
+    """Yield the rows of each part as they are measured."""
+    if "per_step" in config.parts:
+        _equinox()  # a missing extra is said before anything runs
+    for part in config.parts:
+        yield from _PARTS[part](config)
+
+
+def figures(records: Sequence[Record]) -> dict[str, Figure]:
+    """Memory and time of each way, as multiples of training."""
+    rows = [record for record in records if record.get("time_ratio")]
+    figure, (axes,) = panels(height=4.5)
+    for index, row in enumerate(rows):
+        axes.plot(row["temp_ratio"], row["time_ratio"], "o", color=f"C{index % 7}")
+        axes.annotate(
+            f"{row['way']} ({row['table'].partition(',')[0]})",
+            (row["temp_ratio"], row["time_ratio"]),
+            fontsize=6,
+            xytext=(4, 2),
+            textcoords="offset points",
+        )
+    axes.set(xscale="log", xlabel="temporary memory (× training's)")
+    axes.set(ylabel="time (× training's)", xlim=(0.8, None))
+    axes.margins(x=0.3)
+    return {"engines": figure}
+
+
+def _scalar(config: Config) -> Iterator[Record]:
+    objective, rate = _mlp(config, optax.adam, config.steps), jnp.float32(1e-3)
+    ways = [
+        Way("training", objective),
+        _engine(objective, metalr.Forward(), 1.8, 2.3),
+    ]
+    yield from _compare(f"scalar rate, Adam, T = {config.steps}", ways, rate, config)
+
+
+def _per_step(config: Config) -> Iterator[Record]:
+    steps = config.steps
+    objective = _mlp(config, metalr.per_step(optax.adam), steps)
+    rates = jnp.full(steps, 1e-3, config.dtype)
+    few, many = int(math.log2(steps)), round(2 * math.sqrt(steps))
+    equinox = lambda n: jax.value_and_grad(_equinox_loss(objective, n))
+    ways = [
+        Way("training", objective),
+        _engine(objective, metalr.Reverse(checkpoints=few), 8.0, 6.5),
+        _engine(objective, metalr.Reverse(checkpoints=many)),
+        _engine(objective, metalr.Reverse()),
+        Way("equinox, default checkpoints", equinox(None)),
+        Way(f"equinox, {few} checkpoints", equinox(few)),
+    ]
+    title = f"{steps} per-step rates, Adam, T = {steps}"
+    rows = list(_compare(title, ways, rates, config))
+    _, log_row, sqrt_row, plain, eqx_default, eqx_log = rows
+    less = lambda a, b: (
+        a["temp_mb"] <= b["temp_mb"] and a["time_ratio"] <= b["time_ratio"]
+    )
+    sqrt_row["target"] = "temp ≤ 1/30 and time ≤ 1 × plain reverse"
+    sqrt_row["reached"] = (
+        sqrt_row["temp_mb"] <= plain["temp_mb"] / 30
+        and sqrt_row["time_ratio"] <= plain["time_ratio"]
+    )
+    eqx_log["target"], eqx_log["reached"] = "ours is no worse", less(log_row, eqx_log)
+    eqx_default["target"] = "ours at 2√T is no worse"
+    eqx_default["reached"] = less(sqrt_row, eqx_default)
+    yield from rows
+    yield {
+        "table": "recomputation by the formula",
+        "checkpoints": many,
+        "T": steps,
+        "further_runs": forward_steps(steps, many) / steps - 1.0,
+        "target": "≤ 1",
+        "reached": forward_steps(steps, many) <= 2 * steps,
+    }
+
+
+def _momentum(config: Config) -> Iterator[Record]:
+    def optimizer(hyper: Any) -> optax.GradientTransformation:
+        return optax.sgd(hyper["rate"], hyper["momentum"])
+
+    objective = _mlp(config, optimizer, config.steps)
+    for momentum in (0.98, 0.9):
+        engine = metalr.Reversible(min_momentum=momentum)
+        hyper = {"rate": jnp.float32(1e-3), "momentum": jnp.float32(momentum)}
+        ways = [
+            Way("training", objective),
+            _engine(objective, engine, 4.0, 4.0),
+            _engine(
+                objective, metalr.Reverse(checkpoints=round(2 * config.steps**0.5))
+            ),
+        ]
+        title = f"momentum {momentum}, T = {config.steps}"
+        yield from _compare(title, ways, hyper, config)
+
+
+def _long(config: Config) -> Iterator[Record]:
+    steps = config.long_steps
+    objective = _mlp(config, metalr.per_step(optax.adam), steps)
+    rates = jnp.full(steps, 1e-4, config.dtype)
+    few = round(math.log2(steps))
+    way = _engine(objective, metalr.Reverse(checkpoints=few))
+    compiled = jax.jit(way.function).lower(rates).compile()
+    temp = _temp(compiled)
+    start = time.perf_counter()
+    found = jax.block_until_ready(compiled(rates))
+    yield {
+        "table": f"{steps} per-step rates, Adam, T = {steps}",
+        "way": way.name,
+        "temp_mb": temp / 1e6,
+        "seconds": time.perf_counter() - start,
+        "finite": bool(jnp.all(jnp.isfinite(found[1]))),
+        "target": "≤ 100 MiB, completes",
+        "reached": temp <= 100 * 2**20 and bool(jnp.all(jnp.isfinite(found[1]))),
+    }
+
+
+def _mixed(config: Config) -> Iterator[Record]:
+    """Kemaev et al.'s setting: tanh MLP, depth 8, width 32, T = 32, batch 512."""
+    width, steps, batch = 32, 32, 512
+    keys = jax.random.split(jax.random.key(config.seed), 3)
+    weights = jax.random.normal(keys[0], (8, width, width), config.dtype) / width**0.5
+    x, y = (jax.random.normal(k, (batch, width), config.dtype) for k in keys[1:])
+
+    def loss(params: Any, hyper: Any, rows: Any) -> jax.Array:
+        del hyper
+        hidden = x[rows]
+        for layer in params:
+            hidden = jnp.tanh(hidden @ layer)
+        return jnp.mean((hidden - y[rows]) ** 2)
+
+    rows = jnp.broadcast_to(jnp.arange(batch), (steps, batch))
+    make = lambda checkpoints: metalr.Unrolled(
+        loss,
+        optax.adam,
+        list(weights),
+        steps=steps,
+        batches=rows,
+        checkpoints=checkpoints,
+    )
+    rate, temps = jnp.asarray(1e-3, config.dtype), {}
+    for name, objective, engine in (
+        ("plain reverse", make(None), metalr.Reverse()),
+        ("per-step rematerialization", make(steps), metalr.Reverse()),
+        ("Mixed()", make(None), metalr.Mixed()),
+    ):
+        temps[name] = metalr.profiling.memory(objective, rate, engine).temp_bytes
+        yield {
+            "table": "mixed mode: tanh MLP, depth 8, width 32, T = 32, batch 512",
+            "way": name,
+            "temp_mb": temps[name] / 1e6,
+            "plain_over_this": temps["plain reverse"] / temps[name],
+            "target": "≥ 10" if name == "Mixed()" else "",
+            "reached": temps["plain reverse"] >= 10 * temps[name]
+            if name == "Mixed()"
+            else None,
+        }
+
+
+def _bits(config: Config) -> Iterator[Record]:
+    steps = config.long_steps
+
+    def loss(params: jax.Array, hyper: Any, batch: None) -> jax.Array:
+        del hyper, batch
+        return jnp.sum(jnp.cos(params))
+
+    optimizer = lambda hyper: optax.sgd(hyper["rate"], hyper["momentum"])
+    start = jnp.linspace(0.1, 2.0, 50, dtype=config.dtype)
+    objective = metalr.Unrolled(loss, optimizer, start, steps=steps)
+    for momentum, published in ((0.98, 0.029), (0.9, 0.152)):
+        hyper = {"rate": 0.01, "momentum": momentum}
+        engine = metalr.Reversible(min_momentum=momentum)
+        found = metalr.hypergradient(objective, hyper, engine)
+        yield {
+            "table": f"exact reversal, T = {steps}",
+            "momentum": momentum,
+            "bits_per_step_and_weight": float(found.bits),
+            "published": published,
+            "bit_exact": bool(found.exact),
+            "reached": bool(found.exact)
+            and abs(float(found.bits) / published - 1) < 0.05,
+        }
+
+
+def _vmap(config: Config) -> Iterator[Record]:
+    key = jax.random.key(config.seed)
+    X = jax.random.normal(key, (100, 20), config.dtype) / 10
+    loss = least_squares(X, X @ jnp.ones(20, config.dtype))
+    start = jnp.zeros(20, config.dtype)
+    objective = metalr.Unrolled(loss, optax.sgd, start, steps=100)
+    rates = jnp.linspace(0.01, 1.0, 64, dtype=config.dtype)
+    single = jax.jit(lambda h: metalr.hypergradient(objective, h))
+    batched = jax.jit(jax.vmap(lambda h: metalr.hypergradient(objective, h)))
+    ways = {
+        "Python loop over the compiled single one": lambda: [single(r) for r in rates],
+        "vmap": lambda: batched(rates),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(10 * config.repeats + 1):
+        for name, function in ways.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(function())
+            if repeat:
+                seconds[name].append(time.perf_counter() - begin)
+    loop = statistics.median(seconds["Python loop over the compiled single one"])
+    for name, times in seconds.items():
+        ratio = loop / statistics.median(times)
+        yield {
+            "table": "64 learning rates, regression 100 × 20, T = 100",
+            "way": name,
+            "milliseconds": 1e3 * statistics.median(times),
+            "times_faster": ratio,
+            "target": "≥ 5" if name == "vmap" else "",
+            "reached": ratio >= 5 if name == "vmap" else None,
+        }
+
+
+_PARTS = {
+    "scalar": _scalar,
+    "per_step": _per_step,
+    "momentum": _momentum,
+    "long": _long,
+    "mixed": _mixed,
+    "bits": _bits,
+    "vmap": _vmap,
+}
+
+
+def _mlp(config: Config, optimizer: Any, steps: int) -> metalr.Unrolled:
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    inputs = jax.random.normal(keys[0], (2000, 784), config.dtype)
+    labels = jax.random.randint(keys[1], (2000,), 0, 10)
+    loss = classifier([Dense(config.hidden), Dense(10)], inputs, labels)
+    batches = jax.random.randint(keys[2], (steps, config.batch), 0, 2000)
+    return metalr.Unrolled(
+        loss, optimizer, loss.init(keys[3]), steps=steps, batches=batches
+    )
+
+
+def _engine(
+    objective: metalr.Unrolled,
+    engine: metalr.hypergrad.Engine,
+    temp_target: float = math.inf,
+    time_target: float = math.inf,
+) -> Way:
+    def function(hyper: Any) -> Any:
+        value, grad = metalr.hypergradient(objective, hyper, engine)
+        return value, grad
+
+    return Way(str(engine), function, temp_target, time_target)
+
+
+def _compare(
+    title: str, ways: Sequence[Way], hyper: Any, config: Config
+) -> Iterator[dict[str, Any]]:
+    """Compile all, then run them in turns; ratios to the first."""
+    compiled = [jax.jit(way.function).lower(hyper).compile() for way in ways]
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(config.repeats):
+        for times, program in zip(seconds, compiled, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(program(hyper))
+            times.append(time.perf_counter() - start)
+    temps = [_temp(program) for program in compiled]
+    medians = [statistics.median(times) for times in seconds]
+    for way, temp, median in zip(ways, temps, medians, strict=True):
+        row = {
+            "table": title,
+            "way": way.name,
+            "temp_mb": temp / 1e6,
+            "temp_ratio": temp / temps[0],
+            "seconds": median,
+            "time_ratio": median / medians[0],
+            "target": "",
+            "reached": None,
+        }
+        if math.isfinite(way.temp_target):
+            row["target"] = f"temp ≤ {way.temp_target} ×, time ≤ {way.time_target} ×"
+            row["reached"] = (
+                row["temp_ratio"] <= way.temp_target
+                and row["time_ratio"] <= way.time_target
+            )
+        yield row
+
+
+def _temp(compiled: Any) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def _equinox() -> Any:
+    try:
+        import equinox.internal as eqxi
+    except ImportError as error:
+        msg = "the part per_step compares with equinox: pip install -e '.[bench]'"
+        raise ConfigError(msg) from error
+    return eqxi
+
+
+def _equinox_loss(
+    objective: metalr.Unrolled, checkpoints: int | None
+) -> Callable[[Any], jax.Array]:
+    """The same run through equinox's checkpointed scan."""
+
+    def loss(hyper: Any) -> jax.Array:
+        def step(state: Any, index: jax.Array) -> tuple[Any, None]:
+            return objective.step(hyper, state, index)[0], None
+
+        last, _ = _equinox().scan(
+            step,
+            objective.init(hyper),
+            jnp.arange(objective.steps),
+            kind="checkpointed",
+            checkpoints=checkpoints,
+        )
+        return objective.evaluate(hyper, last.params)
+
+    return loss
+
+
+if __name__ == "__main__":
+    from experiments.cli import module_main
+
+    raise SystemExit(module_main("engines"))

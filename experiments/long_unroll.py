@@ -1,0 +1,122 @@
+r"""Question: can per-step rates be learned through 5000 steps of a conv net in 1 GiB?
+
+A small conv net on digits, Adam, a learning rate for each of T steps; the outer loss is
+the cross-entropy on held-out digits. `plan` chooses the fastest engine whose temporary
+memory fits the limit, without running anything; then the rates are learned through the
+whole run. Claim: plain reverse mode needs more than the limit; the plan keeps it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from matplotlib.figure import Figure
+from pydantic import PositiveFloat, PositiveInt
+
+import metalr
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.runner import Record
+from experiments.style import panels
+from metalr import profiling
+from metalr.convnet import Conv, Dense, Pool
+from metalr.problems import classifier
+
+_TRAINING = 1400
+"""Digits to train on; the other 397 are held out."""
+
+
+class Config(ExperimentConfig):
+    """Options of this experiment."""
+
+    experiment: Literal["long_unroll"] = "long_unroll"
+    dtype: Literal["float64", "float32"] = "float32"
+    steps: PositiveInt = 5000
+    batch: PositiveInt = 64
+    memory_limit: str = "1GiB"
+    start: PositiveFloat = 1e-4  # every rate, at first
+    outer_steps: PositiveInt = 4
+    outer_learning_rate: PositiveFloat = 0.5  # of Adam, on the logarithms
+
+
+def run(config: Config) -> Iterator[Record]:
+    """Yield what the plan considered, then a record for each outer step."""
+    objective = _objective(config)
+    rates = jnp.full(config.steps, config.start, config.dtype)
+    limit = profiling.parse_bytes(config.memory_limit)
+    try:
+        chosen = profiling.plan(objective, rates, memory_limit=limit)
+    except ValueError as error:
+        msg = f"memory_limit: {error}"
+        raise ConfigError(msg) from error
+    for candidate in chosen.candidates:
+        yield {
+            "table": f"plan within {config.memory_limit}, fastest first",
+            "engine": str(candidate.engine),
+            "temp_mb": candidate.temp_bytes / 1e6,
+            "by": "XLA" if candidate.compiled else "the model",
+            "cost": candidate.cost,
+            "fits": candidate.temp_bytes <= limit,
+            "chosen": candidate.engine == chosen.engine,
+        }
+    learned = metalr.learn(
+        objective,
+        rates,
+        outer_optimizer=optax.adam(config.outer_learning_rate),
+        steps=config.outer_steps,
+        engine=chosen.engine,
+        log=True,
+    )
+    history = learned.history
+    for step in range(int(learned.steps) + 1):
+        schedule = history.hyper[step]
+        yield {
+            "table": f"rates learned through {config.steps} steps",
+            "outer_step": step,
+            "held_out_loss": float(history.value[step]),
+            "grad_norm": float(history.grad_norm[step]),
+            "smallest_rate": float(jnp.min(schedule)),
+            "largest_rate": float(jnp.max(schedule)),
+            "rates": schedule.tolist(),
+        }
+
+
+def figures(records: Sequence[Record]) -> dict[str, Figure]:
+    """The held-out loss against outer steps, and the schedules."""
+    figure, (left, right) = panels(2)
+    rows = [record for record in records if "rates" in record]
+    left.plot([r["outer_step"] for r in rows], [r["held_out_loss"] for r in rows], "o-")
+    left.set(xlabel="outer step", ylabel="held-out cross-entropy (nats)")
+    for row in rows:
+        right.plot(row["rates"], linewidth=0.6, label=f"outer step {row['outer_step']}")
+    right.set(yscale="log", xlabel="inner step s", ylabel="learning rate η_s")
+    right.legend(fontsize=7)
+    return {"long_unroll": figure}
+
+
+def _objective(config: Config) -> metalr.Unrolled:
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images = jnp.asarray(digits.images[..., None] / 16.0, config.dtype)
+    labels = jnp.asarray(digits.target)
+    layers = [Conv(8, 3), Pool(2), Conv(16, 3), Pool(2), Dense(10)]
+    training = classifier(layers, images[:_TRAINING], labels[:_TRAINING])
+    held_out = classifier(layers, images[_TRAINING:], labels[_TRAINING:])
+    init, sample = jax.random.split(jax.random.key(config.seed))
+    batches = jax.random.randint(sample, (config.steps, config.batch), 0, _TRAINING)
+    return metalr.Unrolled(
+        training,
+        metalr.per_step(optax.adam),
+        training.init(init),
+        steps=config.steps,
+        batches=batches,
+        outer_loss=lambda params, hyper: held_out(params, hyper, None),
+    )
+
+
+if __name__ == "__main__":
+    from experiments.cli import module_main
+
+    raise SystemExit(module_main("long_unroll"))

@@ -1,0 +1,187 @@
+"""Run one experiment: folder, provenance, records as they come, table, figures."""
+
+import datetime as dt
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from experiments.config import ExperimentConfig, digest, to_yaml
+
+Record: TypeAlias = Mapping[str, Any]
+"""One result. Numbers and text are shown; lists and mappings are kept for figures.
+Records with a `table` entry are shown in a table of that name."""
+
+_PACKAGES = ("metalr", "jax", "jaxlib", "optax", "chex", "numpy", "scikit-learn")
+
+
+def execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
+    """Run `module` on `config` and keep everything under `runs/<experiment>/<id>/`.
+
+    The folder is new for each run. Records are on disk as soon as they are known;
+    `provenance.json` says `running`, then `finished` or `failed`.
+
+    Returns:
+        The folder.
+    """
+    with jax.enable_x64(config.dtype == "float64"):
+        return _execute(module, config, runs)
+
+
+def _execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    folder = _new_folder(runs / module.__name__.rpartition(".")[2], digest(config))
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    provenance = _provenance(config)
+    start = time.perf_counter()
+
+    def note(status: str) -> None:
+        provenance.update(status=status, wall_seconds=time.perf_counter() - start)
+        _write_json(folder / "provenance.json", provenance)
+
+    note("running")
+    try:
+        _describe_data(config, folder)
+        records = []
+        with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
+            for record in _with_progress(module, config):
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                records.append(record)
+        _show(records, module, console)
+        _save_figures(module, records, folder)
+    except BaseException as error:
+        note(f"failed: {type(error).__name__}: {error}")
+        raise
+    note("finished")
+    console.print(f"{folder}  ({provenance['wall_seconds']:.1f} s)", highlight=False)
+    return folder
+
+
+def _new_folder(parent: Path, key: str) -> Path:
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    for attempt in range(1000):
+        folder = parent / (f"{stamp}-{key}" + (f"-{attempt}" if attempt else ""))
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    msg = f"no free folder name under {parent}"
+    raise RuntimeError(msg)
+
+
+def _provenance(config: ExperimentConfig) -> dict[str, Any]:
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": _git("status", "--porcelain", "--untracked-files=no")
+        not in ("", None),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "device": [device.device_kind for device in jax.devices()],
+        "backend": jax.default_backend(),
+        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+        "seed": config.seed,
+        "config_hash": digest(config),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _describe_data(config: ExperimentConfig, folder: Path) -> None:
+    """Keep what was read and how it was standardized; a bad file fails here."""
+    data = getattr(config, "data", None)
+    if data is not None:
+        from experiments.data import load_regression
+
+        problem = load_regression(data, seed=config.seed, dtype=config.dtype)
+        _write_json(folder / "data.json", problem.description)
+
+
+def _with_progress(module: ModuleType, config: ExperimentConfig) -> Iterator[Record]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    total = module.size(config) if hasattr(module, "size") else None
+    name = module.__name__.rpartition(".")[2]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=total)
+        for record in module.run(config):
+            yield record
+            bar.advance(task)
+
+
+def _show(records: list[Record], module: ModuleType, console: Console) -> None:
+    tables: dict[str, list[Record]] = {}
+    for record in records:
+        tables.setdefault(record.get("table", module.__name__), []).append(record)
+    for title, rows in tables.items():
+        keys = [
+            key
+            for key, value in rows[0].items()
+            if key != "table" and not isinstance(value, list | dict)
+        ]
+        table = Table(title=title.removeprefix("experiments."))
+        for key in keys:
+            right = not isinstance(rows[0][key], str)
+            table.add_column(
+                key.replace("_", " "), justify="right" if right else "left"
+            )
+        for row in rows:
+            table.add_row(*(_cell(row.get(key)) for key in keys))
+        console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.7g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+    return "" if value is None else str(value)
+
+
+def _save_figures(module: ModuleType, records: list[Record], folder: Path) -> None:
+    if not hasattr(module, "figures"):
+        return
+    from experiments.style import figure_style
+
+    with figure_style():
+        for name, figure in module.figures(records).items():
+            for suffix in ("png", "svg"):
+                figure.savefig(folder / f"{name}.{suffix}")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,32 @@
+"""metalr: differentiate through optimization.
+
+`Unrolled` is the loss after T optimizer steps as a JAX function of hyperparameters;
+`hypergradient` its derivative by an engine of your choice; `learn` the outer loop;
+`theory` the closed forms it can be held against.
+"""
+
+from . import (
+    bias as bias,
+    convexity as convexity,
+    convnet as convnet,
+    graph as graph,
+    hypergrad as hypergrad,
+    problems as problems,
+    profiling as profiling,
+    theory as theory,
+)
+from .hypergrad import (
+    Forward as Forward,
+    HyperGradient as HyperGradient,
+    Implicit as Implicit,
+    ImplicitHyperGradient as ImplicitHyperGradient,
+    Mixed as Mixed,
+    Reverse as Reverse,
+    Reversible as Reversible,
+    ReversibleHyperGradient as ReversibleHyperGradient,
+    Truncated as Truncated,
+    hypergradient as hypergradient,
+)
+from .learn import Learned as Learned, Newton as Newton, learn as learn
+from .per_step import per_step as per_step
+from .unrolled import Unrolled as Unrolled

@@ -1,0 +1,70 @@
+"""Checks of what the user passes, shared by everything that takes hyper or params."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+
+def path_name(name: str, path: tuple[Any, ...]) -> str:
+    """The leaf at `path` as the user would write it, e.g. `hyper['momentum']`."""
+    return name + jax.tree_util.keystr(path)
+
+
+def float_leaves(tree: PyTree, name: str) -> PyTree:
+    """The same pytree with array leaves, after checking that all are real floats.
+
+    Raises:
+        ValueError: if there is no leaf, or one is not a real floating-point number.
+    """
+    if not jax.tree.leaves(tree):
+        msg = f"{name} has no leaves ({tree!r}): pass at least one floating-point array"
+        raise ValueError(msg)
+
+    def check(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        try:
+            array = jnp.asarray(leaf)
+        except TypeError:
+            array = None
+        if array is None or not jnp.issubdtype(array.dtype, jnp.floating):
+            kind = type(leaf).__name__ if array is None else array.dtype
+            msg = (
+                f"{path_name(name, path)} = {leaf!r} is {kind}, which has no "
+                "derivative: pass a real floating-point number (0.1, not an integer)"
+            )
+            raise ValueError(msg)
+        return jnp.asarray(array, array.dtype)  # not weakly typed: one compilation
+
+    return jax.tree_util.tree_map_with_path(check, tree)
+
+
+def one_dtype(tree: PyTree, name: str) -> jnp.dtype:
+    """The dtype that all leaves share.
+
+    Raises:
+        ValueError: if two leaves differ, naming both.
+    """
+    (first_path, first), *rest = jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in rest:
+        if leaf.dtype != first.dtype:
+            msg = (
+                f"{name} must share one dtype, but {path_name(name, first_path)} is "
+                f"{first.dtype} and {path_name(name, path)} is {leaf.dtype}: "
+                "cast them with jax.tree.map(lambda x: x.astype(dtype), ...)"
+            )
+            raise ValueError(msg)
+    return first.dtype
+
+
+def positive_int(value: Any, name: str) -> None:
+    """Check an option that is a count or None.
+
+    Raises:
+        ValueError: if it is neither None nor an int of at least 1.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        msg = f"{name} = {value!r} must be an int ≥ 1, or None"
+        raise ValueError(msg)

@@ -1,0 +1,102 @@
+"""Abstract interpretation of a traced program: which facts reach which value.
+
+A fact set is attached to every variable and flows along the program. What an
+equation does to it is the caller's `rule`; loops, branches and nested calls are
+followed here. Used to decide structurally what an objective depends on, and to read a
+computation graph off the program itself.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeAlias
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+Facts: TypeAlias = frozenset[Hashable]
+Rule: TypeAlias = Callable[[JaxprEqn, Facts], Facts]
+
+_NOTHING: Facts = frozenset()
+_EXACT_STEPS = 64
+"""Loop steps followed one by one; a longer loop whose facts still change is joined."""
+
+
+def propagate(jaxpr: Jaxpr, inputs: Sequence[Facts], rule: Rule) -> list[Facts]:
+    """Facts of the outputs of `jaxpr`, given those of its inputs.
+
+    Args:
+        jaxpr: the program, e.g. `jax.make_jaxpr(f)(x).jaxpr`.
+        inputs: one fact set for each of `jaxpr.invars`; constants have none.
+        rule: `rule(equation, facts)` = facts of the outputs of a primitive without an
+            inner program, given the union of the facts of its inputs.
+
+    Returns:
+        One fact set for each of `jaxpr.outvars`.
+    """
+    known: dict[Var, Facts] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Facts:
+        return _NOTHING if isinstance(atom, Literal) else known.get(atom, _NOTHING)
+
+    for eqn in jaxpr.eqns:
+        facts = [read(atom) for atom in eqn.invars]
+        known.update(zip(eqn.outvars, _equation(eqn, facts, rule), strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
+    if eqn.primitive.name == "scan":
+        return _scan(eqn, facts, rule)
+    if eqn.primitive.name == "while":
+        return _while(eqn, facts, rule)
+    if eqn.primitive.name == "cond":
+        branches = eqn.params["branches"]
+        return _join(*(propagate(b.jaxpr, facts[1:], rule) for b in branches))
+    inner = inner_program(eqn)
+    if inner is not None:
+        return propagate(inner, facts, rule)
+    return [rule(eqn, _NOTHING.union(*facts))] * len(eqn.outvars)
+
+
+def inner_program(eqn: JaxprEqn) -> Jaxpr | None:
+    """The program that a call (jit, checkpoint, custom derivative) stands for."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = eqn.params.get(name)
+        if isinstance(inner, ClosedJaxpr):
+            inner = inner.jaxpr
+        if isinstance(inner, Jaxpr) and len(inner.invars) == len(eqn.invars):
+            return inner
+    return None
+
+
+def _scan(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
+    body: Jaxpr = eqn.params["jaxpr"].jaxpr
+    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts = facts[:num_consts]
+    carry = facts[num_consts : num_consts + num_carry]
+    xs = facts[num_consts + num_carry :]
+    ys = [_NOTHING] * (len(body.outvars) - num_carry)
+    for step in range(eqn.params["length"]):
+        out = propagate(body, [*consts, *carry, *xs], rule)
+        new = out[:num_carry]
+        ys = _join(ys, out[num_carry:])
+        if step >= _EXACT_STEPS:
+            new = _join(new, carry)
+        if new == carry:
+            break
+        carry = new
+    return [*carry, *ys]
+
+
+def _while(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
+    body: Jaxpr = eqn.params["body_jaxpr"].jaxpr
+    start = eqn.params["cond_nconsts"]
+    split = start + eqn.params["body_nconsts"]
+    consts, carry = facts[start:split], facts[split:]
+    while True:  # the union only grows, so this ends
+        new = _join(carry, propagate(body, [*consts, *carry], rule))
+        if new == carry:
+            return carry
+        carry = new
+
+
+def _join(*lists: Sequence[Facts]) -> list[Facts]:
+    return [_NOTHING.union(*facts) for facts in zip(*lists, strict=True)]

@@ -1,0 +1,39 @@
+"""One name for each mathematical object that crosses a module boundary."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+Scalar: TypeAlias = Float[Array, ""]
+"""A real number under trace: a loss, a learning rate."""
+
+ScalarLike: TypeAlias = float | int | Scalar
+"""A real number as a user writes it."""
+
+Matrix: TypeAlias = Float[Array | np.ndarray, "n d"]
+"""Inputs as a user has them, one example a row."""
+
+Vector: TypeAlias = Float[Array | np.ndarray, " n"]
+"""Targets as a user has them."""
+
+Hyper: TypeAlias = PyTree
+"""The outer variables: any pytree of floating-point leaves."""
+
+Params: TypeAlias = PyTree
+"""The inner variables: any pytree of arrays of one floating-point dtype."""
+
+Batch: TypeAlias = Any
+"""What one inner step sees: a pytree without the leading `steps` axis, or None."""
+
+Loss: TypeAlias = Callable[[Params, Hyper, Batch], jax.Array]
+"""`loss(params, hyper, batch) -> scalar`: what the inner optimizer descends."""
+
+OuterLoss: TypeAlias = Callable[[Params, Hyper], jax.Array]
+"""`outer_loss(params, hyper) -> scalar`: what the outer variables are judged by."""
+
+Optimizer: TypeAlias = Callable[[Hyper], optax.GradientTransformation]
+"""`optimizer(hyper)`: an optax transformation made from the outer variables."""

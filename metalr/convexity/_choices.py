@@ -1,0 +1,231 @@
+"""Comparisons, and the choices that hang on them: decided only where strict."""
+
+from typing import Any
+
+import numpy as np
+
+from . import _series
+from ._exact import Exact
+from ._interval import Interval
+from ._run import NotCoveredError, Rule, Run, Truth, Value, aligned, shape_of
+from ._series import Series
+
+_NUMPY_COMPARISONS: dict[str, Any] = {
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+}
+
+
+def _compare(name: str) -> Rule:
+    """Decided where it is strict on a whole box."""
+
+    def rule(eqn: Any, operands: list[Value], run: Run) -> Value:
+        if all(isinstance(x, np.ndarray) for x in operands):
+            return np.asarray(_NUMPY_COMPARISONS[name](*operands))
+        if eqn.invars[0] is eqn.invars[1]:  # x ≠ x: how a program asks for nan
+            real = _bounded(run.series(operands[0]))
+            if name in ("eq", "le", "ge"):
+                return _decided(real, np.ones_like(real))
+            return _decided(np.zeros_like(real), ~real)
+        a, b = (_start(x, run) for x in aligned(run, *operands))
+        below, above = a.hi < b.lo, a.lo > b.hi
+        must, never = {
+            "lt": (below, above),
+            "le": (below, above),
+            "gt": (above, below),
+            "ge": (above, below),
+            "eq": (np.zeros_like(below), below | above),
+            "ne": (below | above, np.zeros_like(below)),
+        }[name]
+        return _decided(must, ~never)
+
+    return rule
+
+
+def _start(a: Series, run: Run) -> Interval:
+    """Enclosure of the value itself."""
+    if isinstance(a[0], Interval):
+        return a[0]
+    if len(a) > 1:
+        run.unknown(())
+    number: Exact = a[0]
+    # A sign is all that a comparison of exact constants needs; keep it simple.
+    msg = f"a comparison of exact constants of shape {number.shape[1:]}"
+    raise NotCoveredError(msg)
+
+
+def _decided(must: np.ndarray, may: np.ndarray) -> Value:
+    """An exact array where every box says the same."""
+    first = must[0]
+    if np.array_equal(must, may) and np.all(must == first):
+        return np.asarray(first)
+    return Truth(must, may)
+
+
+def _logical(name: str) -> Rule:
+    def rule(eqn: Any, operands: list[Value], _: Run) -> Value:
+        if eqn.outvars[0].aval.dtype != np.dtype(bool):
+            msg = f"the primitive `{name}` on what depends on the hyperparameter"
+            raise NotCoveredError(msg)
+        truths = [
+            x
+            if isinstance(x, Truth)
+            else Truth(np.asarray(x)[None], np.asarray(x)[None])
+            for x in operands
+        ]
+        if name == "not":
+            return _decided(~truths[0].may, ~truths[0].must)
+        join = np.logical_and if name == "and" else np.logical_or
+        return _decided(
+            join(truths[0].must, truths[1].must), join(truths[0].may, truths[1].may)
+        )
+
+    return rule
+
+
+def _is_finite(_: Any, operands: list[Value], run: Run) -> Value:
+    """Decided where the enclosure is bounded."""
+    if isinstance(operands[0], np.ndarray):
+        return np.isfinite(operands[0])
+    real = _bounded(run.series(operands[0]))
+    return _decided(real, np.ones_like(real))
+
+
+def _bounded(a: Series) -> np.ndarray:
+    if isinstance(a[0], Exact):
+        return np.ones(a[0].shape, bool)
+    return np.isfinite(a[0].lo) & np.isfinite(a[0].hi)
+
+
+def _select_n(eqn: Any, operands: list[Value], run: Run) -> Value:
+    which, *cases = operands
+    if isinstance(which, np.ndarray):
+        if all(isinstance(case, np.ndarray) for case in cases):
+            return np.asarray(np.select([which == i for i in range(len(cases))], cases))
+        if which.ndim == 0 or np.all(which == which.flat[0]):
+            case = cases[int(which.flat[0])]
+            return _full(case, shape=shape_of(eqn.outvars[0]), run=run)
+        which = Truth(which[None] != 0, which[None] != 0)
+    if not isinstance(which, Truth) or len(cases) != 2:
+        msg = "the primitive `select_n` with more than two cases"
+        raise NotCoveredError(msg)
+    return _choose(
+        which, *aligned(run, *cases), shape=shape_of(eqn.outvars[0]), run=run
+    )
+
+
+def _full(value: Value, shape: tuple[int, ...], run: Run) -> Value:
+    if isinstance(value, np.ndarray):
+        return np.broadcast_to(value, shape)
+    (a,) = aligned(run, value)
+    return _series.moved(a, lambda x: np.broadcast_to(x, (x.shape[0], *shape)))
+
+
+def _choose(
+    which: Truth,
+    if_false: Series,
+    if_true: Series,
+    *,
+    shape: tuple[int, ...],
+    run: Run,
+    value: Interval | None = None,
+) -> Series:
+    """Entry by entry and box by box; the whole line where it is not decided.
+
+    Where the choice is continuous, `value` encloses it even so; its derivatives are
+    not known.
+    """
+    if any(isinstance(c, Exact) for c in (*if_false, *if_true)):
+        return _choose_exact(which, if_false, if_true)
+    rank = len(shape)
+    must, may = (
+        x.reshape(x.shape[0], *[1] * (rank + 1 - x.ndim), *x.shape[1:]) for x in which
+    )
+    undecided = must != may
+    if np.any(undecided):
+        run.kinks.add("a choice (where, max, relu, |·|) that changes inside")
+    length = max(len(if_false), len(if_true))
+    if np.any(undecided):
+        length = (run.order or 0) + 1
+    zero = run.lift(np.zeros((1,) * rank))
+    result = []
+    for k in range(length):
+        no = if_false[k] if k < len(if_false) else zero
+        yes = if_true[k] if k < len(if_true) else zero
+        picked = Interval(np.where(must, yes.lo, no.lo), np.where(must, yes.hi, no.hi))
+        if k == 0 and value is not None:
+            picked = Interval(
+                np.where(undecided, value.lo, picked.lo),
+                np.where(undecided, value.hi, picked.hi),
+            )
+        else:
+            picked = picked.where(~undecided)
+        result.append(picked.map(lambda x: np.broadcast_to(x, (x.shape[0], *shape))))
+    return result
+
+
+def _choose_exact(which: Truth, if_false: Series, if_true: Series) -> Series:
+    mask = which.must.astype(np.float64)[0]
+    yes, no = [Exact.lift(mask)], [Exact.lift(1.0 - mask)]
+    return _series.add(
+        _series.product(yes, if_true, None), _series.product(no, if_false, None)
+    )
+
+
+def _extremum(*, largest: bool) -> Rule:
+    """The larger or smaller, where that is strict on the whole box."""
+
+    def rule(eqn: Any, operands: list[Value], run: Run) -> Value:
+        if all(isinstance(x, np.ndarray) for x in operands):
+            pick = np.maximum if largest else np.minimum
+            first, second = (np.asarray(x) for x in operands)
+            return np.asarray(pick(first, second))
+        a, b = aligned(run, *operands)
+        left, right = _start(a, run), _start(b, run)
+        below, above = left.hi < right.lo, left.lo > right.hi
+        truth = Truth(above, ~below) if largest else Truth(below, ~above)
+        pick = np.maximum if largest else np.minimum
+        value = Interval(pick(left.lo, right.lo), pick(left.hi, right.hi))
+        return _choose(
+            truth, b, a, shape=shape_of(eqn.outvars[0]), run=run, value=value
+        )
+
+    return rule
+
+
+def _abs(eqn: Any, operands: list[Value], run: Run) -> Value:
+    if isinstance(operands[0], np.ndarray):
+        return np.abs(operands[0])
+    a = run.series(operands[0])
+    value = _start(a, run)
+    truth = Truth(value.lo > 0.0, ~(value.hi < 0.0))
+    size = np.maximum(np.abs(value.lo), np.abs(value.hi))
+    shape = shape_of(eqn.outvars[0])
+    hull = Interval(np.zeros_like(size), size)  # used where 0 may be inside
+    return _choose(truth, _series.negative(a), a, shape=shape, run=run, value=hull)
+
+
+def _sign(eqn: Any, operands: list[Value], run: Run) -> Value:
+    if isinstance(operands[0], np.ndarray):
+        return np.sign(operands[0])
+    value = _start(run.series(operands[0]), run)
+    truth = Truth(value.lo > 0.0, ~(value.hi < 0.0))
+    shape = shape_of(eqn.outvars[0])
+    ones = run.series(np.ones((1,) * len(shape)))
+    return _choose(truth, _series.negative(ones), ones, shape=shape, run=run)
+
+
+CHOICES: dict[str, Rule] = {
+    "select_n": _select_n,
+    "max": _extremum(largest=True),
+    "min": _extremum(largest=False),
+    "abs": _abs,
+    "sign": _sign,
+    "is_finite": _is_finite,
+    **{name: _compare(name) for name in _NUMPY_COMPARISONS},
+    **{name: _logical(name) for name in ("and", "or", "not")},
+}

@@ -1,0 +1,16 @@
+"""Engines: how a hypergradient is computed, one a file, all with one signature."""
+
+from ._engine import Engine as Engine, HyperGradient as HyperGradient
+from .forward import Forward as Forward
+from .hypergradient import hypergradient as hypergradient
+from .implicit import (
+    Implicit as Implicit,
+    ImplicitHyperGradient as ImplicitHyperGradient,
+)
+from .mixed import Mixed as Mixed
+from .reverse import Reverse as Reverse
+from .reversible import (
+    Reversible as Reversible,
+    ReversibleHyperGradient as ReversibleHyperGradient,
+)
+from .truncated import Truncated as Truncated

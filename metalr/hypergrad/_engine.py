@@ -1,0 +1,28 @@
+"""What every engine is: objective and hyper in, value and gradient out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from .._types import Hyper, Scalar
+
+Objective: TypeAlias = Callable[[Any], Any]
+"""An `Unrolled`, or (for engines that say so) any traceable scalar function."""
+
+
+class HyperGradient(NamedTuple):
+    """An objective and its derivative at one point."""
+
+    value: Scalar  # L_T(hyper)
+    grad: Hyper  # the structure of hyper
+
+
+Result_co = TypeVar("Result_co", bound=HyperGradient, covariant=True)
+
+
+@runtime_checkable
+class Engine(Protocol[Result_co]):
+    """How a hypergradient is computed: frozen, hashable, printable options."""
+
+    def __call__(self, objective: Objective, hyper: Hyper) -> Result_co:
+        """Value and gradient at a `hyper` whose leaves are floating arrays."""
+        ...

@@ -1,0 +1,241 @@
+"""The derivative of the minimum itself, by the implicit function theorem."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from .._types import Hyper, Params
+from ..unrolled import Unrolled
+from ._engine import Objective
+from ._measured import Measured
+from ._parts import Options, unrolled_with
+from .dependence import independent_leaves
+
+
+class ImplicitHyperGradient(Measured):
+    r"""Value and gradient by the implicit function theorem, and how far to trust them.
+
+    Attributes:
+        linear_residual: $\|Hq - \nabla_w F\| / \|\nabla_w F\|$ of the solution q that
+            was used (0 where $\nabla_w F = 0$).
+        stationarity: $\|\nabla_w \ell(w_T)\|$; the theorem holds where it is 0.
+    """
+
+    linear_residual: Float[Array, "*batch"]
+    stationarity: Float[Array, "*batch"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Implicit(Options):
+    r"""The derivative of $F(w^*(\eta), \eta)$ at $w^* = w_T$, not through the run.
+
+    $$\frac{dF}{d\eta} = \frac{\partial F}{\partial\eta} -
+      \frac{\partial^2\ell}{\partial\eta\,\partial w}\,q, \qquad
+      Hq = \frac{\partial F}{\partial w},\quad
+      H = \frac{\partial^2\ell}{\partial w^2}$$
+
+    exact where $w_T$ is a minimum of the inner loss with $H \succ 0$; what that takes
+    is returned: see `ImplicitHyperGradient`. The inner loss ℓ is that of the objective
+    or, where there are batches, its mean over all batches of the run, one
+    pass over them in each iteration (a single batch is not stationary at $w_T$).
+
+    - `"cg"`: conjugate gradients on $Hq = \nabla_w F$, at most `iterations` of them,
+      until the residual is `rtol` times the right-hand side.
+    - `"neumann"`: $q = \alpha\sum_{j<K}(I - \alpha H)^j\,\nabla_w F$ with $\alpha$ =
+      `rate` and K = `iterations` terms, convergent for $\alpha < 2/\lambda_{\max}$.
+      Exactly the derivative of K steps of gradient descent of that rate from $w_T$.
+
+    A hyperparameter that only steers the optimizer, or the start, has no implicit
+    derivative (the minimum does not depend on it): it is refused, decided on the traced
+    program. One that enters the outer loss alone is fine, since $w_T$ does not depend
+    on it either; and of one that enters both the inner loss and the optimizer the
+    implicit derivative is that through the loss.
+
+    Memory: a few gradients, whatever `steps` is. Time: that of the run, and a
+    Hessian-vector product for each iteration. Works under `jit` and `vmap`.
+    Differentiated again, in either mode, $w_T$ moves by the same theorem: the
+    Hessian is that of $F(w^*(\eta), \eta)$ (each inner solve to `rtol`, or K terms).
+
+    Args:
+        solver: `"cg"` or `"neumann"`.
+        iterations: most iterations of cg, or the number of terms K.
+        rtol: where cg stops.
+        rate: the rate α of `"neumann"`.
+
+    Returns:
+        When called: an `ImplicitHyperGradient`, with `linear_residual` and
+        `stationarity` beside value and gradient. Nothing is raised where they are
+        large: compare them with the accuracy that is needed.
+
+    Raises:
+        ValueError: for options out of range, or a `rate` without `"neumann"` (or none
+            with it). When called: if the objective is not an `Unrolled`, or a
+            hyperparameter only steers the optimizer, naming it.
+
+    Example:
+        >>> import optax, metalr
+        >>> loss = lambda params, hyper, batch: (params - 3.0) ** 2 + hyper * params**2
+        >>> outer = lambda params, hyper: params**2
+        >>> optimizer = lambda hyper: optax.sgd(0.2)
+        >>> L = metalr.Unrolled(loss, optimizer, 0.0, steps=99, outer_loss=outer)
+        >>> result = metalr.hypergradient(L, 0.5, metalr.Implicit())
+        >>> print(f"{result.value:.4f} {result.grad:.4f}")  # w* = 3 / (1 + hyper)
+        4.0000 -5.3333
+
+    References:
+        Bengio (2000), Gradient-based optimization of hyperparameters. Pedregosa (2016),
+        Hyperparameter optimization with approximate gradient. Lorraine, Vicol,
+        Duvenaud (2020), Optimizing millions of hyperparameters by implicit
+        differentiation (Neumann series).
+    """
+
+    solver: Literal["cg", "neumann"] = "cg"
+    _: dataclasses.KW_ONLY
+    iterations: int = 100
+    rtol: float = 1e-6
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver not in ("cg", "neumann"):
+            msg = f"solver = {self.solver!r} must be 'cg' or 'neumann'"
+            raise ValueError(msg)
+        whole = isinstance(self.iterations, int) and not isinstance(
+            self.iterations, bool
+        )
+        if not whole or self.iterations < 1:
+            msg = f"iterations = {self.iterations!r} must be an int ≥ 1"
+            raise ValueError(msg)
+        if not self.rtol >= 0.0:
+            msg = f"rtol = {self.rtol!r} must be ≥ 0"
+            raise ValueError(msg)
+        if (self.solver == "neumann") != (self.rate is not None):
+            msg = (
+                f"rate = {self.rate!r} with solver={self.solver!r}: the Neumann series "
+                "needs the rate of its steps, conjugate gradients take none"
+            )
+            raise ValueError(msg)
+        if self.rate is not None and not self.rate > 0.0:
+            msg = f"rate = {self.rate!r} must be positive"
+            raise ValueError(msg)
+
+    def __call__(self, objective: Objective, hyper: Hyper) -> ImplicitHyperGradient:
+        """Run without derivative, then solve one linear system at the end."""
+        unrolled = unrolled_with(objective, self)
+        _refuse_steering(unrolled, hyper, self)
+        prepared = unrolled.prepare(hyper)
+        params = _minimizer(unrolled, prepared, self)
+        value, (by_hyper, by_params) = jax.value_and_grad(
+            unrolled.evaluate, argnums=(0, 1)
+        )(prepared, params)
+
+        gradient, hessian, mixed = _linearized(unrolled, prepared, params)
+        solution = self.solve(hessian, by_params)
+        grad = jax.tree.map(
+            lambda direct, through, h: (direct - through).astype(h.dtype),
+            by_hyper,
+            mixed(solution),
+            hyper,
+        )
+        residual = optax.tree.norm(optax.tree.sub(hessian(solution), by_params))
+        size = optax.tree.norm(by_params)
+        relative = residual / jnp.where(size > 0.0, size, 1.0)
+        stationarity = optax.tree.norm(gradient)
+        return ImplicitHyperGradient.measured(value, grad, relative, stationarity)
+
+    def solve(self, hessian: Any, target: Params) -> Params:
+        """Solve H q = target; transposed and differentiated as an exact solve."""
+
+        def conjugate_gradients(hessian: Any, target: Params) -> Params:
+            return jax.scipy.sparse.linalg.cg(
+                hessian, target, tol=self.rtol, maxiter=self.iterations
+            )[0]
+
+        def neumann(hessian: Any, target: Params) -> Params:
+            assert self.rate is not None
+            rate = self.rate
+
+            def term(_: Array, carry: tuple[Params, Params]) -> tuple[Params, Params]:
+                total, power = carry
+                power = optax.tree.add_scale(power, -rate, hessian(power))
+                return optax.tree.add(total, power), power
+
+            total, _ = jax.lax.fori_loop(1, self.iterations, term, (target, target))
+            return optax.tree.scale(rate, total)
+
+        method = conjugate_gradients if self.solver == "cg" else neumann
+        return jax.lax.custom_linear_solve(hessian, target, method, symmetric=True)
+
+
+def _minimizer(objective: Unrolled, hyper: Hyper, engine: Implicit) -> Params:
+    r"""$w_T$, which moves with hyper by the implicit function theorem."""
+
+    @jax.custom_jvp
+    def minimizer(objective: Unrolled, hyper: Hyper) -> Params:
+        return objective.final_params(hyper)
+
+    @minimizer.defjvp
+    def move(primals: tuple, tangents: tuple) -> tuple[Params, Params]:
+        objective, hyper = primals
+        params = minimizer(objective, hyper)
+        _, hessian, _ = _linearized(objective, hyper, params)
+        _, change = jax.jvp(lambda o, h: _gradient(o, h, params), primals, tangents)
+        return params, jax.tree.map(jnp.negative, engine.solve(hessian, change))
+
+    return minimizer(objective, hyper)
+
+
+def _linearized(objective: Unrolled, hyper: Hyper, params: Params) -> tuple:
+    """The inner gradient, and its products: v ↦ Hv and v ↦ ∂²ℓ/∂η∂w v."""
+    gradient = _gradient(objective, hyper, params)
+
+    def hessian(v: Params) -> Params:
+        return jax.jvp(lambda w: _gradient(objective, hyper, w), (params,), (v,))[1]
+
+    def mixed(v: Params) -> Hyper:
+        def along(hyper: Hyper) -> Any:
+            return optax.tree.vdot(_gradient(objective, hyper, params), v)
+
+        return jax.grad(along)(hyper)
+
+    return gradient, hessian, mixed
+
+
+def _gradient(objective: Unrolled, hyper: Hyper, params: Params) -> Params:
+    """The gradient of the inner loss, or of its mean over the batches of the run."""
+    if objective.batches is None:
+        return objective.gradients(hyper, params, 0)[1]
+
+    @jax.checkpoint
+    def add(total: Params, index: Array) -> tuple[Params, None]:
+        grads = objective.gradients(hyper, params, index)[1]
+        return optax.tree.add(total, grads), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(objective.steps))
+    return optax.tree.scale(1.0 / objective.steps, total)
+
+
+def _refuse_steering(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
+    """Refuse a leaf that moves the run but not the minimum."""
+    params = jax.eval_shape(objective.final_params, hyper)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+
+    def gradient(hyper: Hyper) -> Params:
+        return _gradient(objective, objective.prepare(hyper), zeros)
+
+    outside = independent_leaves(objective.final_params, hyper)
+    steering = [
+        name for name in independent_leaves(gradient, hyper) if name not in outside
+    ]
+    if steering:
+        msg = (
+            f"the inner loss does not depend on {', '.join(steering)}, which only "
+            "steers the optimizer or the start: its minimum does not move, so there is "
+            f"no implicit derivative, and {engine} would return a silent 0. "
+            "Take an engine that differentiates the run, such as metalr.Reverse()"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,61 @@
+"""Reverse mode: one sweep back through the run, for any number of hyperparameters."""
+
+import dataclasses
+
+import jax
+
+from .._checks import positive_int
+from .._types import Hyper
+from ._engine import HyperGradient, Objective
+from ._parts import Options, unrolled_with
+from .sweep import binomial
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reverse(Options):
+    r"""Back-propagation through the unroll, in as much memory as you give it.
+
+    $$\bar w_s = \Bigl(\frac{\partial w_{s+1}}{\partial w_s}\Bigr)^{\!\top}
+      \bar w_{s+1}, \qquad \nabla L_T = \frac{\partial F}{\partial\eta} + \sum_s
+      \Bigl(\frac{\partial w_{s+1}}{\partial\eta}\Bigr)^{\!\top}\bar w_{s+1}$$
+
+    `Reverse()` is `jax.value_and_grad`: memory linear in `steps`, of all that each step
+    computes (or as the objective's own `checkpoints` say). Works on any traceable
+    scalar function; its result can be differentiated again in both modes.
+
+    `Reverse(checkpoints=n)` keeps at most n states, plus the work of one step, for any
+    `steps` and n ≥ 1. It runs `forward_steps(steps, n)` steps (`binomial`, the
+    least possible; about $\sqrt{2T}$ states cost one further run, $\log_2 T$ about
+    two and a half), and pulls back through each with one
+    Hessian-vector product. It is an explicit sweep over an `Unrolled`: its result can
+    be batched by `vmap` and differentiated in forward mode (`jax.jacfwd`: a Hessian in
+    bounded memory); reverse mode through it raises JAX's error on loops.
+
+    Args:
+        checkpoints: states to keep, or None.
+        microbatch: as in `Unrolled`, for the inner gradient.
+
+    Raises:
+        ValueError: if an option is not a positive int, or if it is given for an
+            objective that is not an `Unrolled`.
+
+    References:
+        Griewank, Walther (2000), Algorithm 799: Revolve. Maclaurin et al. (2015),
+        Gradient-based hyperparameter optimization through reversible learning. Kemaev
+        et al. (2025), Scalable meta-learning via mixed-mode differentiation.
+    """
+
+    checkpoints: int | None = None
+    microbatch: int | None = None
+
+    def __post_init__(self) -> None:
+        positive_int(self.checkpoints, "checkpoints")
+        positive_int(self.microbatch, "microbatch")
+
+    def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
+        """Value and gradient by a reverse sweep."""
+        if self.microbatch is not None:
+            objective = unrolled_with(objective, self, microbatch=self.microbatch)
+        if self.checkpoints is None:
+            return HyperGradient(*jax.value_and_grad(objective)(hyper))
+        return binomial(unrolled_with(objective, self), hyper, self.checkpoints)

@@ -1,0 +1,5 @@
+"""What is trained, built from arrays."""
+
+from . import network as network, regression as regression
+from .network import classifier as classifier
+from .regression import least_squares as least_squares

@@ -1,0 +1,14 @@
+"""Memory and time of a hypergradient against the horizon; planning within a limit."""
+
+from .growth import (
+    Growth as Growth,
+    fit_exponent as fit_exponent,
+    growth as growth,
+)
+from .measure import (
+    Memory as Memory,
+    Timing as Timing,
+    memory as memory,
+    timing as timing,
+)
+from .plan import Plan as Plan, parse_bytes as parse_bytes, plan as plan

@@ -1,0 +1,150 @@
+"""Bytes and seconds against the horizon, with the exponent of each engine."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._checks import float_leaves
+from .._types import Hyper
+from ..hypergrad import Engine
+from ..unrolled import Unrolled
+from .measure import account, compile_only, timed
+
+
+class Row(NamedTuple):
+    """One engine at one horizon; None for what was not measured, and why in `note`."""
+
+    engine: str
+    steps: int
+    temp_bytes: int | None
+    predicted_bytes: int | None
+    seconds: float | None
+    compile_seconds: float | None
+    note: str = ""
+
+
+class Exponent(NamedTuple):
+    """Slope of log bytes against log steps, with its standard error."""
+
+    value: float
+    error: float
+
+
+class Growth(NamedTuple):
+    """The table, and the fitted exponent of each engine."""
+
+    rows: tuple[Row, ...]
+    exponents: dict[str, Exponent]
+
+
+def growth(
+    make_objective: Callable[[int], Unrolled],
+    steps: Sequence[int],
+    hyper: Any,
+    engines: Sequence[Any],
+    *,
+    repeats: int = 0,
+    memory_limit: int | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> Growth:
+    """Temporary bytes, and seconds where asked, for every engine and horizon.
+
+    An engine that refuses the problem, or one that runs out of memory, is a row that
+    says so. The exponent is fitted by least squares to the larger half of the horizons,
+    where what grows outweighs what is constant.
+
+    Args:
+        make_objective: `steps -> Unrolled`.
+        steps: the horizons T.
+        hyper: the point, or a function `steps -> hyper` (e.g. for per-step rates).
+        engines: engines, None for the run itself, or functions `steps -> engine` (e.g.
+            `lambda T: metalr.Reverse(checkpoints=round(T**0.5))`), named by their
+            `__name__`.
+        repeats: runs to take the median time of; 0 compiles only.
+        memory_limit: temporary bytes above which nothing is run (it is compiled).
+        on_row: called with each row as soon as it is known.
+    """
+    rows = []
+    for engine in engines:
+        for horizon in steps:
+            row = _row(
+                make_objective,
+                horizon,
+                hyper,
+                engine,
+                repeats=repeats,
+                memory_limit=memory_limit,
+            )
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+    names = dict.fromkeys(row.engine for row in rows)
+    exponents = {
+        name: fit_exponent([row for row in rows if row.engine == name])
+        for name in names
+    }
+    return Growth(tuple(rows), exponents)
+
+
+def name_of(engine: Any) -> str:
+    """How an engine, a family of engines, or None is called in a table."""
+    if engine is None:
+        return "training"
+    return getattr(engine, "__name__", None) or str(engine)
+
+
+def _row(
+    make_objective: Callable[[int], Unrolled],
+    steps: int,
+    hyper: Any,
+    family: Any,
+    *,
+    repeats: int,
+    memory_limit: int | None,
+) -> Row:
+    name = name_of(family)
+    engine: Engine | None = family(steps) if hasattr(family, "__name__") else family
+    point: Hyper = hyper(steps) if callable(hyper) else hyper
+    try:
+        objective = make_objective(steps)
+        point = float_leaves(point, "hyper")
+        compiled, compile_seconds = compile_only(objective, point, engine)
+        found = account(compiled, objective, point, engine)
+        row = Row(
+            name,
+            steps,
+            found.temp_bytes,
+            found.predicted_bytes,
+            None,
+            compile_seconds,
+        )
+        if memory_limit is not None and found.temp_bytes > memory_limit:
+            return row._replace(note=f"not run: above {memory_limit:.3g} bytes")
+        if repeats:
+            runs = timed(compiled, objective, point, repeats)
+            row = row._replace(seconds=statistics.median(runs))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        return Row(name, steps, None, None, None, None, f"refused: {reason}")
+    return row
+
+
+def fit_exponent(rows: Sequence[Row]) -> Exponent:
+    """Slope of log bytes against log steps over the larger half of the horizons.
+
+    nan where fewer than two rows have bytes; the error is nan for exactly two.
+    """
+    pairs = sorted(
+        (row.steps, row.temp_bytes) for row in rows if row.temp_bytes and row.steps
+    )
+    upper = np.log(np.array(pairs[len(pairs) // 2 :], float).reshape(-1, 2))
+    if len(upper) < 2:
+        return Exponent(math.nan, math.nan)
+    x, y = upper[:, 0] - upper[:, 0].mean(), upper[:, 1] - upper[:, 1].mean()
+    slope = float(x @ y / (x @ x))
+    freedom = max(len(x) - 2, 1)
+    error = math.sqrt(float(np.sum((y - slope * x) ** 2) / freedom / (x @ x)))
+    return Exponent(slope, error if len(x) > 2 else math.nan)

@@ -1,0 +1,124 @@
+"""XLA's accounting of a compiled hypergradient, and its time."""
+
+import math
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from .._checks import float_leaves, positive_int
+from .._types import Hyper
+from ..hypergrad import Engine, hypergradient
+from ..unrolled import Unrolled
+from .model import predicted_bytes, state_bytes
+
+
+class Memory(NamedTuple):
+    """Bytes, deterministic for one version of XLA and one device."""
+
+    temp_bytes: int  # everything that is neither argument nor result
+    argument_bytes: int  # hyper, and the arrays of the objective
+    output_bytes: int
+    predicted_bytes: int | None  # of temp, by the model; None where there is none
+    state_bytes: int  # parameters and optimizer state, once
+    compile_seconds: float
+
+
+class Timing(NamedTuple):
+    """Wall-clock seconds; compare only within one run on one machine."""
+
+    seconds: float  # median
+    runs: tuple[float, ...]
+    compile_seconds: float
+
+
+def memory(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Memory:
+    r"""What the compiled hypergradient takes, without running it.
+
+    From `memory_analysis()` of the compiled program: deterministic, unlike the memory
+    of a process. Beside it the prediction of a stated model,
+
+    $$\text{states kept} \times \text{bytes of a state} + \text{one step's work},$$
+
+    see `model.predicted_bytes`.
+
+    Args:
+        objective: what is differentiated.
+        hyper: the point; only shapes and dtypes matter.
+        engine: how; None is the run itself, without a derivative ("training").
+
+    Raises:
+        ValueError: as `hypergradient`, before anything is compiled.
+    """
+    hyper = float_leaves(hyper, "hyper")
+    compiled, seconds = compile_only(objective, hyper, engine)
+    return account(compiled, objective, hyper, engine)._replace(compile_seconds=seconds)
+
+
+def account(
+    compiled: Any, objective: Unrolled, hyper: Hyper, engine: Engine | None
+) -> Memory:
+    """`memory` of a program that is compiled already."""
+    accounting = compiled.memory_analysis()
+    return Memory(
+        temp_bytes=accounting.temp_size_in_bytes,
+        argument_bytes=accounting.argument_size_in_bytes,
+        output_bytes=accounting.output_size_in_bytes,
+        predicted_bytes=predicted_bytes(objective, hyper, engine, compiled_temp),
+        state_bytes=state_bytes(objective, hyper),
+        compile_seconds=math.nan,
+    )
+
+
+def timing(
+    objective: Unrolled, hyper: Hyper, engine: Engine | None, *, repeats: int = 5
+) -> Timing:
+    """Seconds of the compiled hypergradient: compilation apart, median of `repeats`.
+
+    Args:
+        objective: what is differentiated.
+        hyper: the point.
+        engine: how; None is the run itself, without a derivative.
+        repeats: runs that count, after one that does not.
+    """
+    positive_int(repeats, "repeats")
+    hyper = float_leaves(hyper, "hyper")
+    compiled, compile_seconds = compile_only(objective, hyper, engine)
+    runs = timed(compiled, objective, hyper, repeats)
+    return Timing(statistics.median(runs), runs, compile_seconds)
+
+
+def timed(
+    compiled: Any, objective: Unrolled, hyper: Hyper, repeats: int
+) -> tuple[float, ...]:
+    """Seconds of `repeats` runs of a compiled program, after one that warms up."""
+    runs = []
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(objective, hyper))
+        if repeat:
+            runs.append(time.perf_counter() - start)
+    return tuple(runs)
+
+
+def compiled_temp(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> int:
+    """Temporary bytes of the compiled program."""
+    return (
+        compile_only(objective, hyper, engine)[0].memory_analysis().temp_size_in_bytes
+    )
+
+
+def compile_only(
+    objective: Unrolled, hyper: Hyper, engine: Engine | None
+) -> tuple[Any, float]:
+    """The compiled hypergradient (None: the run itself), and how long that took."""
+
+    def run(objective: Unrolled, hyper: Hyper) -> Any:
+        if engine is None:
+            return objective(hyper)
+        return hypergradient(objective, hyper, engine)
+
+    lowered = jax.jit(run).lower(objective, hyper)
+    start = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - start

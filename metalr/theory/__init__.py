@@ -1,0 +1,14 @@
+"""Closed forms: the referee, which imports none of the players."""
+
+from . import (
+    at_zero as at_zero,
+    estimators as estimators,
+    implicit_bias as implicit_bias,
+    momentum as momentum,
+    noisy_quadratic as noisy_quadratic,
+    rates as rates,
+    schedules as schedules,
+    stochastic as stochastic,
+)
+from .noisy_quadratic import NoisyQuadratic as NoisyQuadratic
+from .quadratic import Quadratic as Quadratic
