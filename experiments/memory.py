@@ -10,7 +10,6 @@ forward mode.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from inspect import isfunction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,8 +23,6 @@ from experiments.runner import Record
 from experiments.style import panels
 from experiments.workloads import Learned, Problem, Workload, workload
 from metalr import profiling
-from metalr.hypergrad import Engine
-from metalr.profiling.model import cost
 
 
 class Case(Model):
@@ -47,10 +44,10 @@ class Config(ExperimentConfig):
         Case(problem="mlp_adam", learned="per_step"),
         Case(problem="conv_adam"),
     )
-    steps: tuple[PositiveInt, ...] = (10, 100, 1000, 10_000)
+    steps: tuple[PositiveInt, ...] = (10, 100, 1000, 3000, 10_000)
     repeats: NonNegativeInt = 1  # 0: bytes only
     memory_limit: str = "2GiB"  # above it a program is compiled, not run
-    longest: PositiveFloat = 20_000  # steps' worth of training beyond which none is run
+    longest: PositiveFloat = 80_000  # steps' worth of training beyond which none is run
     check_steps: NonNegativeInt = (
         1000  # horizon of the check by a fresh process; 0: none
     )
@@ -161,26 +158,25 @@ def _grow(
         return dataclasses.replace(objective, checkpoints=round(2 * math.sqrt(steps)))
 
     rows = []
-    for steps in config.steps:
-        engine = way.engine(steps) if isfunction(way.engine) else way.engine
-        long = _steps_of_training(make(steps), work.hyper(steps), engine)
-        repeats = config.repeats if long <= config.longest * len(_CHECKED) else 0
-        table = profiling.growth(
-            make, [steps], work.hyper, [engine], repeats=repeats, memory_limit=limit
-        )
-        (row,) = table.rows
+    for row in profiling.growth_rows(
+        make,
+        config.steps,
+        work.hyper,
+        [way.engine],
+        repeats=config.repeats,
+        memory_limit=limit,
+        longest=config.longest,
+    ):
         rows.append(row)
-        note = row.note
-        if config.repeats and not repeats:
-            note = f"not run: {long:.2g} steps' worth of training by the cost model"
         yield {
             "table": f"{case.problem}, {case.learned}",
             "engine": label,
-            "T": steps,
+            "T": row.steps,
             "temp_bytes": row.temp_bytes,
             "predicted_bytes": row.predicted_bytes,
+            "compile_seconds": row.compile_seconds,
             "seconds": row.seconds,
-            "note": note,
+            "note": row.note,
         }
     fitted = profiling.fit_exponent(rows)
     yield {
@@ -188,15 +184,9 @@ def _grow(
         "problem": f"{case.problem}, {case.learned}",
         "engine": label,
         "exponent": fitted.value,
+        "standard_error": fitted.error,
         "predicted": way.exponent,
     }
-
-
-def _steps_of_training(
-    objective: metalr.Unrolled, hyper: Any, engine: Engine | None
-) -> float:
-    relative = 1.0 if engine is None else cost(objective, hyper, engine)
-    return objective.steps * (4.0 if math.isnan(relative) else relative)
 
 
 def _check(config: Config) -> Iterator[Record]:

@@ -123,7 +123,7 @@ def test_all_mistakes_are_reported_at_once_and_nothing_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["experiment=learning_rates"], "must be one of learning_rate"),
+        (["experiment=learning_rates"], "must be one of bias"),
         (["steps"], "write key=value"),
         (["seed=1", "seed.deep=1"], "which has no keys"),
         (["data.kind=parquet"], "data = {'kind': 'parquet'}"),

@@ -22,7 +22,7 @@ def test_memory_grows_as_predicted_on_a_small_run(tmp_path):
         "memory",
         tmp_path,
         "cases=[{problem: mlp_momentum}]",
-        "steps=[4, 16, 64, 256]",
+        "steps=[16, 64, 256]",
         "repeats=0",
         "check_steps=0",
     )
@@ -35,7 +35,7 @@ def test_memory_grows_as_predicted_on_a_small_run(tmp_path):
 @pytest.mark.slow
 def test_a_long_unroll_is_planned_within_its_limit(tmp_path):
     found = records(
-        "long_unroll", tmp_path, "steps=40", "memory_limit=9MB", "outer_steps=2"
+        "long_unroll", tmp_path, "steps=40", "memory_limit=10.5MB", "outer_steps=2"
     )
     (chosen,) = [row for row in found if row.get("chosen")]
     assert chosen["fits"]

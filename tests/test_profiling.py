@@ -61,15 +61,8 @@ def test_the_exponents_of_growth_are_1_and_one_half_and_0():
     def root(steps):
         return metalr.Reverse(checkpoints=round(2 * steps**0.5))
 
-    seen = []
-    table = profiling.growth(
-        large,
-        [16, 64, 256, 1024],
-        0.1,
-        [metalr.Reverse(), root, metalr.Forward()],
-        on_row=seen.append,
-    )
-    assert tuple(seen) == table.rows
+    engines = [metalr.Reverse(), root, metalr.Forward()]
+    table = profiling.growth(large, [16, 64, 256, 1024], 0.1, engines)
     assert abs(table.exponents["Reverse()"].value - 1.0) < 0.05
     assert abs(table.exponents["root"].value - 0.5) < 0.1
     assert abs(table.exponents["Forward()"].value) < 0.05
@@ -87,8 +80,12 @@ def test_an_engine_that_refuses_is_a_row_and_a_large_program_is_not_run():
     table = profiling.growth(
         large, [50], 0.1, [metalr.Reverse()], repeats=1, memory_limit=1000
     )
-    assert table.rows[0].note.startswith("not run")
+    assert table.rows[0].note.startswith("not run: above")
     assert table.rows[0].seconds is None
+    table = profiling.growth(
+        large, [50], 0.1, [metalr.Forward()], repeats=1, longest=100
+    )
+    assert table.rows[0].note.startswith("not run: 1e+02 steps' worth")
 
 
 def test_seconds_are_the_median_of_the_runs():

@@ -4,6 +4,7 @@ from .growth import (
     Growth as Growth,
     fit_exponent as fit_exponent,
     growth as growth,
+    growth_rows as growth_rows,
 )
 from .measure import (
     Memory as Memory,

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ from .._checks import float_leaves
 from .._types import Hyper
 from ..hypergrad import Engine
 from ..unrolled import Unrolled
-from .measure import account, compile_only, timed
+from .measure import account, compile_only, remembering, timed
+from .model import Temp, cost
 
 
 class Row(NamedTuple):
@@ -48,7 +49,7 @@ def growth(
     *,
     repeats: int = 0,
     memory_limit: int | None = None,
-    on_row: Callable[[Row], None] | None = None,
+    longest: float | int | None = None,
 ) -> Growth:
     """Temporary bytes, and seconds where asked, for every engine and horizon.
 
@@ -57,7 +58,7 @@ def growth(
     where what grows outweighs what is constant.
 
     Args:
-        make_objective: `steps -> Unrolled`.
+        make_objective: `steps -> Unrolled`, one problem at several horizons.
         steps: the horizons T.
         hyper: the point, or a function `steps -> hyper` (e.g. for per-step rates).
         engines: engines, None for the run itself, or functions `steps -> engine` (e.g.
@@ -65,28 +66,52 @@ def growth(
             `__name__`.
         repeats: runs to take the median time of; 0 compiles only.
         memory_limit: temporary bytes above which nothing is run (it is compiled).
-        on_row: called with each row as soon as it is known.
+        longest: steps' worth of training, by the cost model, above which nothing is
+            run (it is compiled).
     """
-    rows = []
-    for engine in engines:
-        for horizon in steps:
-            row = _row(
-                make_objective,
-                horizon,
-                hyper,
-                engine,
-                repeats=repeats,
-                memory_limit=memory_limit,
-            )
-            rows.append(row)
-            if on_row is not None:
-                on_row(row)
+    rows = tuple(
+        growth_rows(
+            make_objective,
+            steps,
+            hyper,
+            engines,
+            repeats=repeats,
+            memory_limit=memory_limit,
+            longest=longest,
+        )
+    )
     names = dict.fromkeys(row.engine for row in rows)
     exponents = {
         name: fit_exponent([row for row in rows if row.engine == name])
         for name in names
     }
-    return Growth(tuple(rows), exponents)
+    return Growth(rows, exponents)
+
+
+def growth_rows(
+    make_objective: Callable[[int], Unrolled],
+    steps: Sequence[int],
+    hyper: Any,
+    engines: Sequence[Any],
+    *,
+    repeats: int = 0,
+    memory_limit: int | None = None,
+    longest: float | int | None = None,
+) -> Iterator[Row]:
+    """The rows of `growth`, each as soon as it is known."""
+    temp_of = remembering()
+    for engine in engines:
+        for horizon in steps:
+            yield _row(
+                make_objective,
+                horizon,
+                hyper,
+                engine,
+                temp_of=temp_of,
+                repeats=repeats,
+                memory_limit=memory_limit,
+                longest=longest,
+            )
 
 
 def name_of(engine: Any) -> str:
@@ -102,8 +127,10 @@ def _row(
     hyper: Any,
     family: Any,
     *,
+    temp_of: Temp,
     repeats: int,
     memory_limit: int | None,
+    longest: float | int | None,
 ) -> Row:
     name = name_of(family)
     engine: Engine | None = family(steps) if hasattr(family, "__name__") else family
@@ -112,7 +139,7 @@ def _row(
         objective = make_objective(steps)
         point = float_leaves(point, "hyper")
         compiled, compile_seconds = compile_only(objective, point, engine)
-        found = account(compiled, objective, point, engine)
+        found = account(compiled, objective, point, engine, temp_of)
         row = Row(
             name,
             steps,
@@ -121,15 +148,19 @@ def _row(
             None,
             compile_seconds,
         )
+        if not repeats:
+            return row
         if memory_limit is not None and found.temp_bytes > memory_limit:
             return row._replace(note=f"not run: above {memory_limit:.3g} bytes")
-        if repeats:
-            runs = timed(compiled, objective, point, repeats)
-            row = row._replace(seconds=statistics.median(runs))
+        worth = steps * (1.0 if engine is None else cost(objective, point, engine))
+        if longest is not None and worth > longest:
+            note = f"not run: {worth:.2g} steps' worth of training by the cost model"
+            return row._replace(note=note)
+        runs = timed(compiled, objective, point, repeats)
+        return row._replace(seconds=statistics.median(runs))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         return Row(name, steps, None, None, None, None, f"refused: {reason}")
-    return row
 
 
 def fit_exponent(rows: Sequence[Row]) -> Exponent:

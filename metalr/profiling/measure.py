@@ -11,7 +11,7 @@ from .._checks import float_leaves, positive_int
 from .._types import Hyper
 from ..hypergrad import Engine, hypergradient
 from ..unrolled import Unrolled
-from .model import predicted_bytes, state_bytes
+from .model import Temp, predicted_bytes, state_bytes
 
 
 class Memory(NamedTuple):
@@ -57,15 +57,21 @@ def memory(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Memory:
 
 
 def account(
-    compiled: Any, objective: Unrolled, hyper: Hyper, engine: Engine | None
+    compiled: Any,
+    objective: Unrolled,
+    hyper: Hyper,
+    engine: Engine | None,
+    temp: Temp | None = None,
 ) -> Memory:
-    """`memory` of a program that is compiled already."""
+    """`memory` of a program that is compiled already; `temp` as in the model."""
     accounting = compiled.memory_analysis()
     return Memory(
         temp_bytes=accounting.temp_size_in_bytes,
         argument_bytes=accounting.argument_size_in_bytes,
         output_bytes=accounting.output_size_in_bytes,
-        predicted_bytes=predicted_bytes(objective, hyper, engine, compiled_temp),
+        predicted_bytes=predicted_bytes(
+            objective, hyper, engine, temp or compiled_temp
+        ),
         state_bytes=state_bytes(objective, hyper),
         compile_seconds=math.nan,
     )
@@ -107,6 +113,24 @@ def compiled_temp(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> i
     return (
         compile_only(objective, hyper, engine)[0].memory_analysis().temp_size_in_bytes
     )
+
+
+def remembering() -> Temp:
+    """`compiled_temp` that compiles each program once, told apart by its shapes.
+
+    For several engines or horizons of one problem: the same losses and optimizers.
+    """
+    known: dict[Any, int] = {}
+
+    def temp(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> int:
+        leaves = jax.tree.leaves((objective, hyper))
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        key = (engine, objective.steps, objective.checkpoints, shapes)
+        if key not in known:
+            known[key] = compiled_temp(objective, hyper, engine)
+        return known[key]
+
+    return temp
 
 
 def compile_only(

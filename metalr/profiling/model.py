@@ -31,6 +31,9 @@ Rounded from the ratios measured on an MLP 784-256-10 (`configs/engines.yaml`)."
 _FEW = 5
 """Steps of the short problem that the work of a step is read from."""
 
+_FEW_PLACES = 2
+"""Places for states in that short problem, however many the engine has."""
+
 Temp = Callable[[Unrolled, Hyper, Engine | None], int]
 
 
@@ -50,12 +53,17 @@ def predicted_bytes(
         hyper: the point.
         engine: how, or None for the run itself.
         temp: measures the temporary bytes of a compiled hypergradient; called on five
-            steps.
+            steps (`measure.remembering` compiles each short program once).
     """
     kept = _kept_bytes(objective, hyper, engine)
     if kept is None or objective.steps == 0:
         return None
     few, hyper_few = shortened(objective, hyper, min(_FEW, objective.steps))
+    # Any number of places does the same work in a step: one short program for all.
+    if few.checkpoints is not None:
+        few = dataclasses.replace(few, checkpoints=_FEW_PLACES)
+    if isinstance(engine, Mixed | Reverse) and engine.checkpoints is not None:
+        engine = dataclasses.replace(engine, checkpoints=_FEW_PLACES)
     kept_few = _kept_bytes(few, hyper_few, engine)
     assert kept_few is not None
     return temp(few, hyper_few, engine) + kept - kept_few

@@ -10,7 +10,7 @@ from .._checks import float_leaves
 from .._types import Hyper
 from ..hypergrad import Engine, Forward, Mixed, Reverse
 from ..unrolled import Unrolled
-from .measure import compiled_temp, timing
+from .measure import remembering, timing
 from .model import cost, predicted_bytes, shortened
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -50,7 +50,7 @@ def plan(
     mode, and binomial checkpointing with numbers of states from 1 to T. In order of the
     cost model (`model.cost`) they are compiled, and the first that fits is taken:
     nothing is run. Those that the memory model puts far above the limit are not
-    compiled either.
+    compiled either; once an engine has been, the model is corrected by what XLA said.
 
     Args:
         objective: what is to be differentiated.
@@ -79,13 +79,20 @@ def plan(
         engine: _cost(objective, hyper, engine, measure)
         for engine in _engines(objective, hyper)
     }
-    considered = []
+    considered, temp_of = [], remembering()
+    corrections: dict[type, int] = {}  # XLA's figure less the model's, by engine
     for engine in sorted(costs, key=lambda engine: costs[engine]):
-        guess = predicted_bytes(objective, hyper, engine, compiled_temp)
-        if guess is not None and guess > _SURE * limit:
+        guess = predicted_bytes(objective, hyper, engine, temp_of)
+        known = corrections.get(type(engine))
+        if guess is not None and (
+            guess > _SURE * limit or (known is not None and guess + known > limit)
+        ):
+            guess += known or 0
             considered.append(Candidate(engine, guess, False, costs[engine]))
             continue
-        temp = compiled_temp(objective, hyper, engine)
+        temp = temp_of(objective, hyper, engine)
+        if guess is not None:
+            corrections[type(engine)] = temp - guess
         considered.append(Candidate(engine, temp, True, costs[engine]))
         if temp <= limit:
             return Plan(engine, temp, costs[engine], tuple(considered))
