@@ -9,7 +9,9 @@ computation graph off the program itself.
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from ._jaxpr import inner_program, scan_operands
 
 Facts: TypeAlias = frozenset[Hashable]
 Rule: TypeAlias = Callable[[JaxprEqn, Facts], Facts]
@@ -52,27 +54,14 @@ def _equation(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
         return _join(*(propagate(b.jaxpr, facts[1:], rule) for b in branches))
     inner = inner_program(eqn)
     if inner is not None:
-        return propagate(inner, facts, rule)
+        return propagate(inner.jaxpr, facts, rule)
     return [rule(eqn, _NOTHING.union(*facts))] * len(eqn.outvars)
-
-
-def inner_program(eqn: JaxprEqn) -> Jaxpr | None:
-    """The program that a call (jit, checkpoint, custom derivative) stands for."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = eqn.params.get(name)
-        if isinstance(inner, ClosedJaxpr):
-            inner = inner.jaxpr
-        if isinstance(inner, Jaxpr) and len(inner.invars) == len(eqn.invars):
-            return inner
-    return None
 
 
 def _scan(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
     body: Jaxpr = eqn.params["jaxpr"].jaxpr
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    consts = facts[:num_consts]
-    carry = facts[num_consts : num_consts + num_carry]
-    xs = facts[num_consts + num_carry :]
+    consts, carry, xs = scan_operands(eqn, facts)
+    num_carry = len(carry)
     ys = [_NOTHING] * (len(body.outvars) - num_carry)
     for step in range(eqn.params["length"]):
         out = propagate(body, [*consts, *carry, *xs], rule)

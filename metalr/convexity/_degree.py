@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from .._jaxpr import inner_program, scan_operands
+
 Degrees: TypeAlias = tuple[float, ...]
 """One bound for each group of inputs."""
 
@@ -85,11 +87,9 @@ def _equation(eqn: JaxprEqn, operands: list[Degrees], groups: int) -> list[Degre
     name = eqn.primitive.name
     if name == "scan":
         return _scan(eqn, operands, groups)
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = eqn.params.get(key)
-        inner = getattr(inner, "jaxpr", inner)
-        if isinstance(inner, Jaxpr) and len(inner.invars) == len(operands):
-            return _program(inner, operands, groups)
+    inner = inner_program(eqn)
+    if inner is not None:
+        return _program(inner.jaxpr, operands, groups)
     return [_rule(eqn, operands, groups)] * len(eqn.outvars)
 
 
@@ -123,11 +123,8 @@ def _after(degree: Degrees, others: Sequence[Degrees]) -> Degrees:
 
 def _scan(eqn: JaxprEqn, operands: list[Degrees], groups: int) -> list[Degrees]:
     body: Jaxpr = eqn.params["jaxpr"].jaxpr
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    length = eqn.params["length"]
-    consts = operands[:num_consts]
-    carry = operands[num_consts : num_consts + num_carry]
-    rows = operands[num_consts + num_carry :]
+    consts, carry, rows = scan_operands(eqn, operands)
+    num_carry, length = len(carry), eqn.params["length"]
     stacked = [(0.0,) * groups] * (len(body.outvars) - num_carry)
     if length > _DEEPEST_LOOP:
         worst = _after((0.0,) * groups, operands)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from .._jaxpr import inner_program, scan_operands
 from . import _series
 from ._rules import RULES
 from ._run import NotCoveredError, OverBudgetError, Run, Truth, Value
@@ -59,7 +60,7 @@ def _equation(eqn: JaxprEqn, operands: list[Value], run: Run) -> list[Value]:
     name = eqn.primitive.name
     if name in CONTROL:
         return CONTROL[name](eqn, operands, run)
-    inner = _inner_program(eqn)
+    inner = inner_program(eqn)
     if inner is not None:
         smooth = _smooth_call(eqn, inner)
         if smooth is not None:
@@ -89,19 +90,6 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Value]:
     result = eqn.primitive.bind(*arrays, **eqn.params)
     results = result if eqn.primitive.multiple_results else [result]
     return [np.asarray(array) for array in results]
-
-
-def _inner_program(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The program that a call (jit, checkpoint, custom derivative) stands for."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = eqn.params.get(name)
-        if isinstance(inner, Jaxpr):
-            inner = ClosedJaxpr(inner, ())
-        if isinstance(inner, ClosedJaxpr):
-            if len(inner.jaxpr.invars) == len(eqn.invars):
-                return inner
-            return None
-    return None
 
 
 def _smooth_call(eqn: JaxprEqn, inner: ClosedJaxpr) -> str | None:
@@ -140,11 +128,8 @@ _LOGADDEXP = (
 
 def _scan(eqn: JaxprEqn, operands: list[Value], run: Run) -> list[Value]:
     body: ClosedJaxpr = eqn.params["jaxpr"]
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    length = eqn.params["length"]
-    consts = operands[:num_consts]
-    carry = operands[num_consts : num_consts + num_carry]
-    rows = operands[num_consts + num_carry :]
+    consts, carry, rows = scan_operands(eqn, operands)
+    num_carry, length = len(carry), eqn.params["length"]
     constants = _constants(body)
     order = range(length)
     collected: list[list[Value]] = []

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import Jaxpr, Literal
 
-from .._dataflow import inner_program
+from .._jaxpr import inner_program
 from .._types import Hyper, Params
 from ..per_step import PerStepState
 from ..unrolled import Unrolled
@@ -206,7 +206,7 @@ def _nodes(jaxpr: Jaxpr, inputs: list[_Node | None]) -> list[_Node | None]:
         if not any(operands):
             continue
         if inner is not None:
-            known.update(zip(eqn.outvars, _nodes(inner, operands), strict=True))
+            known.update(zip(eqn.outvars, _nodes(inner.jaxpr, operands), strict=True))
         else:
             node = _Node(eqn.primitive.name, tuple(operands))
             known.update(dict.fromkeys(eqn.outvars, node))
