@@ -47,7 +47,7 @@ class Config(ExperimentConfig):
     steps: tuple[PositiveInt, ...] = (10, 100, 1000, 3000, 10_000)
     repeats: NonNegativeInt = 1  # 0: bytes only
     memory_limit: str = "2GiB"  # above it a program is compiled, not run
-    longest: PositiveFloat = 80_000  # steps' worth of training beyond which none is run
+    longest: PositiveFloat = 30_000  # steps' worth of training beyond which none is run
     check_steps: NonNegativeInt = (
         1000  # horizon of the check by a fresh process; 0: none
     )
