@@ -16,17 +16,21 @@ from . import (
     theory as theory,
 )
 from .hypergrad import (
+    EvolutionStrategies as EvolutionStrategies,
     Forward as Forward,
     HyperGradient as HyperGradient,
     Implicit as Implicit,
     ImplicitHyperGradient as ImplicitHyperGradient,
     Mixed as Mixed,
+    PersistentES as PersistentES,
     Reverse as Reverse,
     Reversible as Reversible,
     ReversibleHyperGradient as ReversibleHyperGradient,
+    SmoothedHyperGradient as SmoothedHyperGradient,
     Truncated as Truncated,
     hypergradient as hypergradient,
 )
 from .learn import Learned as Learned, Newton as Newton, learn as learn
+from .online import Online as Online, online as online
 from .per_step import per_step as per_step
 from .unrolled import Unrolled as Unrolled

@@ -68,3 +68,23 @@ def positive_int(value: Any, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         msg = f"{name} = {value!r} must be an int ≥ 1, or None"
         raise ValueError(msg)
+
+
+def expand_prefix(prefix: PyTree, tree: PyTree, name: str) -> PyTree:
+    """One array for each leaf of `tree`, of its shape and dtype, made from a prefix.
+
+    Raises:
+        ValueError: if `prefix` is not a prefix of `tree`, or a leaf does not broadcast.
+    """
+
+    def expand(value: Any, part: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape),
+            part,
+        )
+
+    try:
+        return jax.tree.map(expand, prefix, tree)
+    except (ValueError, TypeError) as error:
+        msg = f"{name} = {prefix!r} is not a prefix of hyper: {error}"
+        raise ValueError(msg) from error

@@ -50,8 +50,8 @@ def _equation(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
     if eqn.primitive.name == "while":
         return _while(eqn, facts, rule)
     if eqn.primitive.name == "cond":
-        branches = eqn.params["branches"]
-        return _join(*(propagate(b.jaxpr, facts[1:], rule) for b in branches))
+        branches = [propagate(b.jaxpr, facts[1:], rule) for b in eqn.params["branches"]]
+        return [known | facts[0] for known in _join(*branches)]
     inner = inner_program(eqn)
     if inner is not None:
         return propagate(inner.jaxpr, facts, rule)
@@ -77,11 +77,14 @@ def _scan(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
 
 def _while(eqn: JaxprEqn, facts: list[Facts], rule: Rule) -> list[Facts]:
     body: Jaxpr = eqn.params["body_jaxpr"].jaxpr
+    condition: Jaxpr = eqn.params["cond_jaxpr"].jaxpr
     start = eqn.params["cond_nconsts"]
     split = start + eqn.params["body_nconsts"]
     consts, carry = facts[start:split], facts[split:]
     while True:  # the union only grows, so this ends
+        (going,) = propagate(condition, [*facts[:start], *carry], rule)
         new = _join(carry, propagate(body, [*consts, *carry], rule))
+        new = [known | going for known in new]
         if new == carry:
             return carry
         carry = new

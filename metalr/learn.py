@@ -122,23 +122,21 @@ def learn(
         hyper,
         outer_optimizer=outer_optimizer,
         steps=steps,
-        engine=engine,
+        engine=as_pytree(engine),
         logs=logs,
         rtol=rtol,
         atol=atol,
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("outer_optimizer", "steps", "engine", "logs")
-)
+@functools.partial(jax.jit, static_argnames=("outer_optimizer", "steps", "logs"))
 def _compiled(
     objective: Any,
     hyper: Hyper,
     *,
     outer_optimizer: optax.GradientTransformation | Newton,
     steps: int,
-    engine: Engine,
+    engine: Any,
     logs: tuple[bool, ...],
     rtol: ScalarLike,
     atol: ScalarLike,

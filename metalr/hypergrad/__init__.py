@@ -1,6 +1,8 @@
 """Engines: how a hypergradient is computed, one a file, all with one signature."""
 
 from ._engine import Engine as Engine, HyperGradient as HyperGradient
+from ._smoothing import SmoothedHyperGradient as SmoothedHyperGradient
+from .evolution import EvolutionStrategies as EvolutionStrategies
 from .forward import Forward as Forward
 from .hypergradient import hypergradient as hypergradient
 from .implicit import (
@@ -8,6 +10,7 @@ from .implicit import (
     ImplicitHyperGradient as ImplicitHyperGradient,
 )
 from .mixed import Mixed as Mixed
+from .persistent import PersistentES as PersistentES
 from .reverse import Reverse as Reverse
 from .reversible import (
     Reversible as Reversible,

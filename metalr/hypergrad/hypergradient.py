@@ -1,6 +1,5 @@
 """The one entry point of all engines."""
 
-import functools
 from typing import Any, TypeVar, overload
 
 import jax
@@ -59,20 +58,23 @@ def hypergradient(
     if not callable(engine) or isinstance(engine, type):
         msg = f"engine = {engine!r} must be an engine such as metalr.Reverse()"
         raise ValueError(msg)
-    result = _compiled(as_pytree(objective), float_leaves(hyper, "hyper"), engine)
+    hyper = float_leaves(hyper, "hyper")
+    result = _compiled(as_pytree(objective), hyper, as_pytree(engine))
     if isinstance(result, Measured):
         result.check()
     return result
 
 
-@functools.partial(jax.jit, static_argnames="engine")
-def _compiled(objective: Any, hyper: Hyper, engine: Engine) -> HyperGradient:
-    check_dependence(objective, hyper)
+@jax.jit
+def _compiled(objective: Any, hyper: Hyper, engine: Any) -> HyperGradient:
+    check_dependence(
+        objective, hyper, smooth=not getattr(engine, "derivative_free", False)
+    )
     return engine(objective, hyper)
 
 
-def as_pytree(objective: Objective) -> Objective:
+def as_pytree(function: Any) -> Any:
     """A plain function becomes a pytree without leaves: a static argument of jit."""
-    if jax.tree_util.all_leaves([objective]):
-        return jax.tree_util.Partial(objective)
-    return objective
+    if jax.tree_util.all_leaves([function]):
+        return jax.tree_util.Partial(function)
+    return function

@@ -1,0 +1,174 @@
+"""What the engines that smooth share: noise, its scale, and its statistics."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from .._checks import path_name, positive_int
+from .._types import Hyper, Scalar
+from ._measured import Measured
+
+
+class SmoothedHyperGradient(Measured):
+    """A Monte Carlo estimate of the gradient of a smoothed objective.
+
+    Attributes:
+        standard_error: of `grad`, entry by entry: the deviation over the pairs divided
+            by the root of their number; nan for a single pair.
+        smoothed: mean value of the perturbed runs, an estimate of the smoothed
+            objective (`value` is the objective itself, without noise).
+    """
+
+    standard_error: Hyper
+    smoothed: Float[Array, "*batch"]
+
+
+class Smoothing:
+    """Base of the engines that perturb hyper: a pytree of `key` and `sigma`.
+
+    Key and sigma are children, so that a new key does not compile anew and both may be
+    traced or batched; the rest is static. Hashable as long as they are concrete.
+    """
+
+    derivative_free: ClassVar[bool] = True
+    static: ClassVar[tuple[str, ...]]
+
+    sigma: Any
+    pairs: int
+    key: Any
+    chunk: int | None
+
+    def check(self) -> None:
+        """Check the options, and make the key a typed one.
+
+        Raises:
+            ValueError: for an option that is out of range or of the wrong kind.
+        """
+        object.__setattr__(self, "key", _typed(self.key))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.sigma):
+            _positive(path_name("sigma", path), leaf)
+        if not jax.tree.leaves(self.sigma):
+            msg = (
+                f"sigma = {self.sigma!r} must be a positive number, or a pytree of them"
+            )
+            raise ValueError(msg)
+        for name in self.static:
+            if name != "chunk" and getattr(self, name) is None:
+                msg = f"{name} = None must be an int ≥ 1"
+                raise ValueError(msg)
+            positive_int(getattr(self, name), name)
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
+        """Sigma and key are children."""
+        return (self.sigma, self.key), tuple(getattr(self, n) for n in self.static)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple[Any, ...], children: tuple[Any, Any]) -> Any:
+        """Rebuild without the checks: the leaves may be anything JAX puts there."""
+        new = object.__new__(cls)
+        names = ("sigma", "key", *cls.static)
+        for name, value in zip(names, (*children, *aux), strict=True):
+            object.__setattr__(new, name, value)
+        return new
+
+    def _identity(self) -> tuple[Any, ...]:
+        leaves, structure = jax.tree.flatten(self.sigma)
+        values = tuple((np.shape(x), np.asarray(x, float).tobytes()) for x in leaves)
+        key = str(jax.random.key_impl(self.key)), _words(self.key)
+        return type(self), values, structure, key, self.tree_flatten()[1]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Smoothing) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __repr__(self) -> str:
+        concrete = not isinstance(self.key, Tracer) and self.key.shape == ()
+        key = " ".join(map(str, _words(self.key))) if concrete else "traced"
+        shown = {n: getattr(self, n) for n in ("sigma", "pairs", *self.static)}
+        options = [f"{n}={v!r}" for n, v in shown.items() if v is not None]
+        return f"{type(self).__name__}({', '.join(options)}, key=<{key}>)"
+
+    def estimate(
+        self, value: Scalar, pair: Callable[[Any], tuple[Hyper, Scalar]]
+    ) -> SmoothedHyperGradient:
+        """Mean and standard error over the pairs; `pair` takes its own key."""
+        keys = jax.random.split(self.key, self.pairs)
+        if self.chunk is None or self.chunk >= self.pairs:
+            grads, values = jax.vmap(pair)(keys)
+        else:
+            grads, values = jax.lax.map(pair, keys, batch_size=self.chunk)
+        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+        error = jax.tree.map(lambda g: _standard_error(g, self.pairs), grads)
+        return SmoothedHyperGradient.measured(value, mean, error, jnp.mean(values))
+
+
+def normal(key: Any, hyper: Hyper) -> Hyper:
+    """Standard normal noise in the structure, shapes and dtypes of hyper."""
+    leaves, structure = jax.tree.flatten(hyper)
+    keys = jax.random.split(key, len(leaves))
+    noise = [
+        jax.random.normal(k, x.shape, x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noise)
+
+
+def shifted(hyper: Hyper, sigma: Hyper, noise: Hyper, sign: float | Array) -> Hyper:
+    r"""$\eta \pm \sigma\varepsilon$."""
+    return jax.tree.map(
+        lambda h, s, e: h + (sign * s * e).astype(h.dtype), hyper, sigma, noise
+    )
+
+
+def weighted(noise: Hyper, sigma: Hyper, plus: Scalar, minus: Scalar) -> Hyper:
+    r"""$\varepsilon\,(L_+ - L_-)/2\sigma$, in the dtypes of the noise."""
+    return jax.tree.map(
+        lambda e, s: e * ((plus - minus).astype(e.dtype) / (2.0 * s)), noise, sigma
+    )
+
+
+def _standard_error(samples: Array, pairs: int) -> Array:
+    if pairs == 1:
+        return jnp.full_like(samples[0], jnp.nan)
+    return jnp.std(samples, axis=0, ddof=1) / math.sqrt(pairs)
+
+
+def _typed(key: Any) -> Any:
+    """A typed key of an int seed, a typed key, or an old-style key."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        typed = key
+    elif dtype == jnp.uint32 and key.ndim == 1:
+        typed = jax.random.wrap_key_data(key)
+    else:
+        typed = None
+    if typed is None or typed.shape != ():
+        msg = f"key = {key!r} must be one random key, jax.random.key(0), or an int seed"
+        raise ValueError(msg)
+    return typed
+
+
+def _words(key: Any) -> tuple[int, ...]:
+    return tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, Tracer):
+        return
+    try:
+        good = np.all(np.isfinite(value) & (np.asarray(value) > 0.0))
+    except TypeError:
+        good = False
+    if not good or isinstance(value, bool):
+        msg = f"{name} = {value!r} must be positive: it is the deviation of the noise"
+        raise ValueError(msg)
