@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -228,7 +229,7 @@ def test_keys_of_every_kind_are_one_engine_and_a_new_key_compiles_nothing(make):
     assert "sigma=0.1, pairs=4" in str(forms[0])
     assert "key=<0 3>" in str(forms[0])
     base = least_squares(X, t)
-    loss = chex.assert_max_traces(base.__call__, n=20)
+    loss: Any = chex.assert_max_traces(base.__call__, n=20)
     objective = metalr.Unrolled(loss, optax.sgd, jnp.zeros(6), steps=2)
     grads = [
         metalr.hypergradient(objective, ETA, make(0.1, 4, key)).grad

@@ -145,13 +145,12 @@ def _typed(key: Any) -> Any:
     """A typed key of an int seed, a typed key, or an old-style key."""
     if isinstance(key, int) and not isinstance(key, bool):
         return jax.random.key(key)
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        typed = key
-    elif dtype == jnp.uint32 and key.ndim == 1:
-        typed = jax.random.wrap_key_data(key)
-    else:
-        typed = None
+    typed = None
+    if hasattr(key, "dtype"):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            typed = key
+        elif key.dtype == jnp.uint32 and key.ndim == 1:
+            typed = jax.random.wrap_key_data(key)
     if typed is None or typed.shape != ():
         msg = f"key = {key!r} must be one random key, jax.random.key(0), or an int seed"
         raise ValueError(msg)
