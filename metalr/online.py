@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._checks import expand_prefix, float_leaves, path_name
 from ._types import Hyper, Params, Scalar
+from .hypergrad._engine import Objective
 from .hypergrad.dependence import independent_leaves
 from .per_step import PerStep
 from .unrolled import State, Unrolled
@@ -37,7 +39,7 @@ class _Carry(NamedTuple):
 
 
 def online(
-    objective: Unrolled,
+    objective: Objective,
     hyper: Hyper,
     *,
     outer_learning_rate: PyTree,
@@ -74,8 +76,9 @@ def online(
     one), and a vector-Jacobian product of the update for all hyperparameters;
     multiplicative: also a tangent of the update for each. Memory: three states and the
     returned curves. Works under `jit` and `vmap` (over starting rates, over β), and can
-    be differentiated in both modes. With β = 0 the run is plain training. A diverged
-    run is a result.
+    be differentiated in both modes. With β = 0 the run is plain training, operation by
+    operation (compiled, XLA may fuse them otherwise: then to rounding). A diverged run
+    is a result.
 
     Args:
         objective: the inner problem; its `checkpoints` are not used.
@@ -225,9 +228,8 @@ def _refuse_indirect(objective: Unrolled, hyper: Hyper, start: State) -> None:
 def _check_rate(path: tuple[Any, ...], rate: Any) -> None:
     if isinstance(rate, Tracer):
         return
-    number = not isinstance(rate, bool) and jnp.issubdtype(
-        jnp.result_type(rate), jnp.number
-    )
-    if not number or not bool(jnp.all(jnp.asarray(rate) >= 0.0)):
+    array = np.asarray(rate)
+    number = array.dtype.kind in "fiu" or jnp.issubdtype(array.dtype, jnp.floating)
+    if not number or not np.all(array >= 0.0):
         msg = f"{path_name('outer_learning_rate', path)} = {rate!r} must be ≥ 0"
         raise ValueError(msg)

@@ -143,14 +143,15 @@ def _standard_error(samples: Array, pairs: int) -> Array:
 
 def _typed(key: Any) -> Any:
     """A typed key of an int seed, a typed key, or an old-style key."""
-    if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
-    typed = None
-    if hasattr(key, "dtype"):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            typed = key
-        elif key.dtype == jnp.uint32 and key.ndim == 1:
-            typed = jax.random.wrap_key_data(key)
+    if isinstance(key, bool) or not (isinstance(key, int) or hasattr(key, "dtype")):
+        typed = None
+    elif isinstance(key, int):
+        typed = jax.random.key(key)
+    elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        typed = key
+    else:
+        old = key.dtype == jnp.uint32 and key.ndim == 1
+        typed = jax.random.wrap_key_data(key) if old else None
     if typed is None or typed.shape != ():
         msg = f"key = {key!r} must be one random key, jax.random.key(0), or an int seed"
         raise ValueError(msg)
