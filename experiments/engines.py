@@ -20,6 +20,7 @@ from pydantic import PositiveInt
 
 import metalr
 from experiments.config import ConfigError, ExperimentConfig
+from experiments.papers import MIXED_SETTING, mixed_mode_memory, reversible_bits
 from experiments.runner import Record
 from experiments.style import panels
 from metalr.convnet import Dense
@@ -167,42 +168,16 @@ def _long(config: Config) -> Iterator[Record]:
 
 
 def _mixed(config: Config) -> Iterator[Record]:
-    """Kemaev et al.'s setting: tanh MLP, depth 8, width 32, T = 32, batch 512."""
-    width, steps, batch = 32, 32, 512
-    keys = jax.random.split(jax.random.key(config.seed), 3)
-    weights = jax.random.normal(keys[0], (8, width, width), config.dtype) / width**0.5
-    x, y = (jax.random.normal(k, (batch, width), config.dtype) for k in keys[1:])
-
-    def loss(params: Any, hyper: Any, rows: Any) -> jax.Array:
-        del hyper
-        hidden = x[rows]
-        for layer in params:
-            hidden = jnp.tanh(hidden @ layer)
-        return jnp.mean((hidden - y[rows]) ** 2)
-
-    rows = jnp.broadcast_to(jnp.arange(batch), (steps, batch))
-    make = lambda checkpoints: metalr.Unrolled(
-        loss,
-        optax.adam,
-        list(weights),
-        steps=steps,
-        batches=rows,
-        checkpoints=checkpoints,
-    )
-    rate, temps = jnp.asarray(1e-3, config.dtype), {}
-    for name, objective, engine in (
-        ("plain reverse", make(None), metalr.Reverse()),
-        ("per-step rematerialization", make(steps), metalr.Reverse()),
-        ("Mixed()", make(None), metalr.Mixed()),
-    ):
-        temps[name] = metalr.profiling.memory(objective, rate, engine).temp_bytes
+    """Kemaev et al.'s setting."""
+    temps = mixed_mode_memory(seed=config.seed, dtype=config.dtype)
+    for name, temp in temps.items():
         yield {
-            "table": "mixed mode: tanh MLP, depth 8, width 32, T = 32, batch 512",
+            "table": f"mixed mode: {MIXED_SETTING}",
             "way": name,
-            "temp_mb": temps[name] / 1e6,
-            "plain_over_this": temps["plain reverse"] / temps[name],
+            "temp_mb": temp / 1e6,
+            "plain_over_this": temps["plain reverse"] / temp,
             "target": "≥ 10" if name == "Mixed()" else "",
-            "reached": temps["plain reverse"] >= 10 * temps[name]
+            "reached": temps["plain reverse"] >= 10 * temp
             if name == "Mixed()"
             else None,
         }
@@ -210,18 +185,8 @@ def _mixed(config: Config) -> Iterator[Record]:
 
 def _bits(config: Config) -> Iterator[Record]:
     steps = config.long_steps
-
-    def loss(params: jax.Array, hyper: Any, batch: None) -> jax.Array:
-        del hyper, batch
-        return jnp.sum(jnp.cos(params))
-
-    optimizer = lambda hyper: optax.sgd(hyper["rate"], hyper["momentum"])
-    start = jnp.linspace(0.1, 2.0, 50, dtype=config.dtype)
-    objective = metalr.Unrolled(loss, optimizer, start, steps=steps)
     for momentum, published in ((0.98, 0.029), (0.9, 0.152)):
-        hyper = {"rate": 0.01, "momentum": momentum}
-        engine = metalr.Reversible(min_momentum=momentum)
-        found = metalr.hypergradient(objective, hyper, engine)
+        found = reversible_bits(momentum, steps=steps, dtype=config.dtype)
         yield {
             "table": f"exact reversal, T = {steps}",
             "momentum": momentum,

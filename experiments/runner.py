@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -169,7 +170,7 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.7g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
-    return "" if value is None else str(value)
+    return "" if value is None else escape(str(value))
 
 
 def _save_figures(module: ModuleType, records: list[Record], folder: Path) -> None:

@@ -45,11 +45,7 @@ def size(config: Config) -> int:
 
 def run(config: Config) -> Iterator[Record]:
     """Yield one record for each horizon, as soon as it is known."""
-    curvatures = jnp.array(config.curvatures, config.dtype)
-    everywhere = jnp.ones_like(curvatures)
-    model = NoisyQuadratic(
-        curvatures, config.noise * everywhere, config.start * everywhere
-    )
+    model = quadratic(config)
     single = NoisyQuadratic(*(x[:1] for x in jax.tree.leaves(model)))
     for steps in config.steps:
         greedy, optimal = model.greedy_schedule(steps), model.optimal_schedule(steps)
@@ -83,6 +79,15 @@ def run(config: Config) -> Iterator[Record]:
                 "optimal": _curve(model, optimal),
             },
         }
+
+
+def quadratic(config: Config) -> NoisyQuadratic:
+    """The model that a config describes."""
+    curvatures = jnp.array(config.curvatures, config.dtype)
+    everywhere = jnp.ones_like(curvatures)
+    return NoisyQuadratic(
+        curvatures, config.noise * everywhere, config.start * everywhere
+    )
 
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:

@@ -55,7 +55,7 @@ def windowed_loss(eta, steps, window):
     return total
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4, 7])
+@pytest.mark.parametrize("steps", [0, 1, 6])
 def test_the_expectation_of_a_pair_is_the_gradient_of_the_smoothed_loss(steps):
     nodes, weights = quadrature(steps + 1)  # L_T(η ± σε)·ε has degree 2T + 1
     objective = unrolled(steps)
@@ -66,7 +66,7 @@ def test_the_expectation_of_a_pair_is_the_gradient_of_the_smoothed_loss(steps):
     assert_close(weights @ grads, jax.grad(smoothed)(ETA), rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize(("steps", "window"), [(5, 1), (5, 2), (6, 3), (3, 3), (2, 9)])
+@pytest.mark.parametrize(("steps", "window"), [(5, 1), (5, 2), (2, 9)])
 def test_the_expectation_of_a_persistent_pair_has_fresh_noise_in_each_window(
     steps, window
 ):
@@ -95,7 +95,7 @@ def test_monte_carlo_is_within_four_of_its_standard_errors():
     steps = 6
     objective, pairs = unrolled(steps), 4000
     cases = [(metalr.EvolutionStrategies(SIGMA, pairs, 0), steps)]
-    cases += [(metalr.PersistentES(SIGMA, pairs, w, 1), w) for w in (1, 4)]
+    cases += [(metalr.PersistentES(SIGMA, pairs, w, 1), w) for w in (4,)]
     for engine, window in cases:
         expected = lambda eta, window=window: windowed_loss(eta, steps, window)
         value, grad = result = metalr.hypergradient(objective, ETA, engine)
@@ -122,8 +122,9 @@ def test_the_standard_error_is_the_spread_over_keys(make):
     assert abs(jnp.mean(results.grad) - exact) < 4 * mean_error
 
 
-@both
-@pytest.mark.parametrize("chunk", [1, 3, 10, 99])
+@pytest.mark.parametrize(
+    ("make", "chunk"), [(BOTH["one"], 3), (BOTH["persistent"], 99)]
+)
 def test_chunks_change_nothing(make, chunk):
     objective = unrolled(3)
     expected = metalr.hypergradient(objective, ETA, make(SIGMA, 10, 0))
@@ -131,8 +132,8 @@ def test_chunks_change_nothing(make, chunk):
     assert_close(found, expected, rtol=1e-12)
 
 
-@both
-def test_sigma_is_a_prefix_of_hyper_and_scales_each_leaf(make):
+def test_sigma_is_a_prefix_of_hyper_and_scales_each_leaf():
+    make = BOTH["persistent"]
     # σ = (a, b) on L(h) is σ = 1 on L(h·σ), with the gradient divided by σ.
     optimizer = lambda h: optax.sgd(h["rate"], h["momentum"][0])
     scaled = lambda h: optax.sgd(0.02 * h["rate"], 0.1 * h["momentum"][0])
@@ -152,8 +153,8 @@ def test_sigma_is_a_prefix_of_hyper_and_scales_each_leaf(make):
     assert_close(result.standard_error, unscale(reference.standard_error), rtol=1e-10)
 
 
-@both
-def test_adam_and_batches_in_float32_agree_with_reverse_mode(make):
+def test_adam_and_batches_in_float32_agree_with_reverse_mode():
+    make = BOTH["persistent"]
     data = X.astype(jnp.float32), t.astype(jnp.float32)
     objective = metalr.Unrolled(
         least_squares(*data),
@@ -172,8 +173,8 @@ def test_adam_and_batches_in_float32_agree_with_reverse_mode(make):
     assert_close(result.value, exact.value, rtol=1e-6)
 
 
-@both
-def test_a_learned_start_and_no_steps_at_all(make):
+def test_a_learned_start_and_no_steps_at_all():
+    make = BOTH["persistent"]
     objective = metalr.Unrolled(
         lambda params, hyper, batch: jnp.sum(hyper * params),
         lambda hyper: optax.sgd(0.1),
@@ -219,8 +220,8 @@ def test_a_branch_counts_as_dependence_and_an_unused_leaf_does_not():
         metalr.hypergradient(objective, {"a": 0.1, "b": 0.2}, engine)
 
 
-@both
-def test_keys_of_every_kind_are_one_engine_and_a_new_key_compiles_nothing(make):
+def test_keys_of_every_kind_are_one_engine_and_a_new_key_compiles_nothing():
+    make = BOTH["one"]
     forms = [make(0.1, 4, k) for k in (3, jax.random.key(3), jax.random.PRNGKey(3))]
     assert len(set(forms)) == 1
     assert forms[0] != make(0.1, 4, 4)
@@ -233,23 +234,21 @@ def test_keys_of_every_kind_are_one_engine_and_a_new_key_compiles_nothing(make):
     objective = metalr.Unrolled(loss, optax.sgd, jnp.zeros(6), steps=2)
     grads = [
         metalr.hypergradient(objective, ETA, make(0.1, 4, key)).grad
-        for key in range(30)  # one compilation traces the loss some times, thirty more
+        for key in range(25)  # one compilation traces the loss some times, 25 more
     ]
-    assert len(set(map(float, grads))) == 30
-    keys = jnp.stack([jax.random.key(key) for key in range(30)])
+    assert len(set(map(float, grads))) == 25
+    keys = jnp.stack([jax.random.key(key) for key in range(25)])
     batched = jax.jit(
         jax.vmap(lambda key: metalr.hypergradient(objective, ETA, make(0.1, 4, key)))
     )(keys)
     assert_close(batched.grad, jnp.stack(grads), rtol=1e-11)
 
 
-@both
-def test_the_same_noise_at_every_hyper_makes_a_function_that_can_be_learned(make):
+def test_the_same_noise_at_every_hyper_makes_a_function_that_can_be_learned():
+    make = BOTH["persistent"]
     # With common noise the estimate is the gradient of the mean over that noise.
     objective, engine = unrolled(3), make(0.1, 3, 0)
     grad = lambda eta: metalr.hypergradient(objective, eta, engine).grad
-    etas = jnp.linspace(0.1, 0.5, 3)
-    assert_close(jax.vmap(grad)(etas), jnp.stack([grad(e) for e in etas]), rtol=1e-11)
     slope = jax.jit(jax.grad(grad))(ETA)
     step = 1e-5
     central = (grad(ETA + step) - grad(ETA - step)) / (2 * step)

@@ -45,8 +45,8 @@ class PersistentES(Smoothing):
     window; the outer loss sees that of the last. One window (W ≥ T) is
     `EvolutionStrategies`; W = 1 on quadratics is the gradient of
     `metalr.theory.estimators.per_step_smoothed_loss`, which is much closer to L_T than
-    the smoothing of a whole run is. Its price: the variance grows in proportion to T/W,
-    since every window's noise counts, whether or not its influence is still felt.
+    the smoothing of a whole run is. Its price is variance, in proportion to T at a
+    given W: every window's noise counts, whether or not its influence is still felt.
 
     A truncated gradient, by contrast, has less variance and a bias: see `Truncated`.
     Everything else (value, standard error, what a key means, diverged runs) is as in
