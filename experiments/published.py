@@ -201,8 +201,8 @@ def _evolution(
             24.0,
             float(found.grad),
             4.0 * error,
-            f"unbiased: {(float(found.grad) - 24.0) / error:+.1f} standard errors "
-            f"({error:.2g}) off",
+            f"{(float(found.grad) - 24.0) / error:+.1f} standard errors ({error:.2g}) "
+            "off; the loss is quadratic, so smoothing leaves the derivative",
         )
         extra = {"estimate": float(found.grad), "standard_error": error}
         if window is not None:
@@ -317,8 +317,8 @@ def _hypergradient_descent(config: Config) -> Iterator[Row]:
             ratio < 1.0,
             None,
             f"digits, {config.epochs} epochs: {losses[0]:.4f}, {losses[1]:.4f} (rate "
-            f"{rates[1]:.2g} from 0.001); published on MNIST, 10 epochs: {plain}, "
-            f"{adapted}: the order is held, not the figure",
+            f"{rates[1]:.2g} from 0.001); MNIST, 10 epochs, in the results of the "
+            f"authors' repository: {plain}, {adapted}; the order is held, not the size",
         )
 
 
@@ -355,8 +355,7 @@ def _short_horizon(config: Config) -> Iterator[Row]:
         bias,
         bias > 0.01,
         None,
-        "the paper prints curves, no figure, for a spectrum of its own: the order is "
-        "held",
+        "the order is held; the paper's own spectrum and its curves are not rebuilt",
     )
 
 

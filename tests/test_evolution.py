@@ -277,6 +277,19 @@ def test_learn_takes_the_engine_and_finds_the_smoothed_optimum():
     )  # told apart
 
 
+def test_memory_is_constant_in_steps_and_falls_with_the_chunk():
+    def temp(steps, chunk):
+        loss = lambda params, hyper, batch: jnp.sum(params**2)
+        objective = metalr.Unrolled(loss, optax.sgd, jnp.zeros(500), steps=steps)
+        engine = metalr.PersistentES(0.1, 40, 3, 0, chunk=chunk)
+        return metalr.profiling.memory(objective, 0.1, engine).temp_bytes
+
+    short, long, chunked = temp(10, None), temp(1000, None), temp(10, 2)
+    assert long < 1.05 * short
+    assert short > 2 * 40 * 500 * 8
+    assert chunked < short / 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
