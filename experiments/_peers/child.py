@@ -1,0 +1,155 @@
+"""One measurement in a process of its own: `python -m experiments._peers.child JSON`.
+
+The JSON names the way, the case, the file with the work and the limits; what is printed
+is JSON: the answer and the figures, or why there is none. All ways go through the same
+steps: import, build, warm up the thread pools, call once, then call until `seconds` or
+`calls` are used up.
+"""
+
+import gc
+import importlib.metadata
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments._peers import work
+from experiments._peers.ways import BY_NAME, Way
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """What `main` prints; a peer that fails is a result."""
+    case = work.Case(*request["case"])
+    if request["way"] == "reference":
+        from experiments._peers.reference import reference
+
+        return reference(case, work.load(request["work"]), request["seed"])
+    way = BY_NAME[request["way"]]
+    run = _jax if way.framework == "jax" else _torch
+    try:
+        return run(way, case, work.load(request["work"]), request)
+    except ModuleNotFoundError as error:
+        return {"not_installed": error.name}
+    except Exception as error:  # noqa: BLE001 (whatever a peer raises is its row)
+        return {"failed": _reason(error)}
+
+
+def _jax(
+    way: Way, case: work.Case, data: work.Work, request: dict[str, Any]
+) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    from experiments._peers import jax_ways
+
+    hypergradient = getattr(jax_ways, way.functions[0])(jax_ways.setting(case, data))
+    hyper = jnp.asarray(work.hyper(case))
+    matrix = jnp.ones((512, 512))
+    jax.block_until_ready(jax.jit(jnp.matmul)(matrix, matrix))  # the thread pool
+    jitted = jax.jit(hypergradient)
+    start = time.perf_counter()
+    compiled = jitted.lower(hyper).compile()
+    compile_seconds = time.perf_counter() - start
+    accounting = compiled.memory_analysis()
+
+    def call() -> Any:
+        try:
+            return jax.block_until_ready(compiled(hyper))
+        except TypeError:  # a leaked tracer became an argument: say what a user sees
+            return jax.block_until_ready(jitted(hyper))
+
+    return {
+        **_measure(call, request, compile_seconds),
+        "xla_temp_bytes": accounting.temp_size_in_bytes if accounting else None,
+        **_about(way, jax_ways),
+    }
+
+
+def _torch(
+    way: Way, case: work.Case, data: work.Work, request: dict[str, Any]
+) -> dict[str, Any]:
+    import torch  # pyright: ignore[reportMissingImports] (extra `bench`)
+
+    from experiments._peers import torch_ways
+
+    torch.set_num_threads(request["threads"])
+    make = getattr(torch_ways, way.functions[0])
+    # Two steps first: what PyTorch sets up once is not the peer's memory.
+    short = case._replace(steps=2)
+    make(torch_ways.setting(short, data))(torch.tensor(work.hyper(short)))
+    hypergradient = make(torch_ways.setting(case, data))
+
+    def call() -> Any:
+        value, grad = hypergradient(torch.tensor(work.hyper(case)))
+        return value.detach().numpy(), grad.numpy()
+
+    return {**_measure(call, request, 0.0), **_about(way, torch_ways)}
+
+
+def _measure(
+    call: Callable[[], Any], request: dict[str, Any], compile_seconds: float
+) -> dict[str, Any]:
+    gc.collect()
+    before = _reset_peak()
+    start = time.perf_counter()
+    value, grad = call()
+    first = time.perf_counter() - start
+    peak = _status("VmHWM") - before
+    seconds: list[float] = []
+    while len(seconds) < request["calls"] and (
+        not seconds or sum(seconds) + first < request["seconds"]
+    ):
+        gc.collect()  # an earlier call's graph, where a peer leaves cycles
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "value": float(value),
+        "grad": np.asarray(grad, np.float64).tolist(),
+        "seconds": seconds,
+        "first_seconds": compile_seconds + first,
+        "peak_bytes": peak,
+    }
+
+
+def _reset_peak() -> int:
+    """Set the peak to the present size, and return that. (`peak` would load JAX.)"""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    (kilobytes,) = re.findall(rf"{key}:\s+(\d+) kB", text)
+    return 1024 * int(kilobytes)
+
+
+def _about(way: Way, module: Any) -> dict[str, Any]:
+    from experiments._peers.judge import code_lines
+
+    lines = sum(code_lines(getattr(module, name)) for name in way.functions)
+    versions = {name: importlib.metadata.version(name) for name in way.packages}
+    return {"lines": lines, "versions": versions}
+
+
+def _reason(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:160]}"
+
+
+def main() -> None:
+    """Read the request, keep to its threads, print the result."""
+    request = json.loads(sys.argv[1])
+    cores = sorted(os.sched_getaffinity(0))[: request["threads"]]
+    os.sched_setaffinity(0, cores)  # XLA takes all it may
+    sys.stdout.write(json.dumps(measure(request)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
