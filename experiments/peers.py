@@ -11,8 +11,8 @@ the process (VmHWM) rose during the first call, after imports and compilation, a
 JAX no less than XLA's own accounting (memory that the process had already does not
 show as a rise). Ratios are to the best of metalr's engines in the same case: of
 time to the fastest, of memory to the smallest; below 0.1 MB memory is not resolved.
-The aim, for one rate on the MLP at the longest horizon: `Forward()` is ≥ 20 × faster and
-≥ 100 × smaller than the PyTorch peers, no slower and no larger (by XLA's accounting,
+The aim, for one rate on the MLP at the longest horizon: `Forward()` is 20 × faster and
+100 × smaller than the PyTorch peers, and no slower and no larger (by the accounting,
 which is exact) than the JAX peers. Linux only.
 """
 
@@ -35,7 +35,6 @@ from experiments._peers.ways import BY_NAME, WAYS, Way
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.runner import Record
 from experiments.style import panels
-
 
 _FLOOR_MB = 0.1  # rises of a process's memory below this are noise
 

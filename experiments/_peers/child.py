@@ -48,10 +48,11 @@ def _jax(
 
     from experiments._peers import jax_ways
 
-    hypergradient = getattr(jax_ways, way.functions[0])(jax_ways.setting(case, data))
+    this = jax_ways.setting(case, data)
+    hypergradient = getattr(jax_ways, way.functions[0])(this)
     hyper = jnp.asarray(work.hyper(case))
-    matrix = jnp.ones((512, 512))
-    jax.block_until_ready(jax.jit(jnp.matmul)(matrix, matrix))  # the thread pool
+    # One gradient first: what XLA sets up once (threads, kernels) is not the peer's.
+    jax.block_until_ready(jax.jit(jax.grad(this.loss))(this.params))
     jitted = jax.jit(hypergradient)
     start = time.perf_counter()
     compiled = jitted.lower(hyper).compile()
@@ -119,7 +120,7 @@ def _measure(
 
 
 def _reset_peak() -> int:
-    """Set the peak to the present size, and return that. (`peak` would load JAX.)"""
+    """Set the peak to the present size, and return that (`peak` would load JAX)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status("VmRSS")
 
