@@ -43,7 +43,7 @@ class Config(ExperimentConfig):
     """Options of this experiment."""
 
     experiment: Literal["peers"] = "peers"
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float64", "float32"] = "float32"  # that of the work: only float32
     problems: tuple[work.Problem, ...] = ("regression", "mlp")
     optimizers: tuple[work.Optimizer, ...] = ("sgd", "adam")
     learned: tuple[work.Learned, ...] = ("scalar", "per_step")
@@ -116,6 +116,9 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
 
 
 def _check(config: Config) -> None:
+    if config.dtype != "float32":
+        msg = f"dtype = {config.dtype!r}: the peers are compared in float32"
+        raise ConfigError(msg)
     unknown = [name for name in config.ways if name not in BY_NAME]
     if unknown:
         msg = f"ways: {unknown[0]!r} must be one of {', '.join(map(repr, BY_NAME))}"
@@ -255,9 +258,9 @@ def _summary(rows: list[Row], *, aimed: bool) -> Iterator[Record]:
     for entry in table:
         for ratio, key in (("times_slower", "ms"), ("times_larger", "memory_mb")):
             best = min((our[key] for our in ours), default=None)
-            known = best is not None and entry[key] is not None
             floor = _FLOOR_MB if key == "memory_mb" else 0.0
-            entry[ratio] = max(entry[key], floor) / max(best, floor) if known else None
+            if best is not None and entry[key] is not None:
+                entry[ratio] = max(entry[key], floor) / max(best, floor)
     if aimed:
         _judge_aim(rows, table)
     yield from table

@@ -1,6 +1,6 @@
 """The work that every way gets: defined once, in NumPy, the same float32 numbers."""
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -61,7 +61,8 @@ def make_work(problem: Problem, seed: int) -> Work:
 
 def save(work: Work, path: str) -> None:
     """One file for all processes."""
-    np.savez(path, inputs=work.inputs, targets=work.targets, **work.params)
+    arrays: dict[str, Any] = dict(work.params)
+    np.savez(path, inputs=work.inputs, targets=work.targets, **arrays)
 
 
 def load(path: str) -> Work:
