@@ -13,6 +13,7 @@ from . import (
     hypergrad as hypergrad,
     problems as problems,
     profiling as profiling,
+    tasks as tasks,
     theory as theory,
 )
 from .hypergrad import (

@@ -1,0 +1,58 @@
+"""Run by `test_tasks.py` in a process of its own: four devices against one."""
+
+import math
+import re
+
+import jax
+from jax.sharding import AxisType
+
+import metalr
+from metalr.tasks import Each, Mean, stack
+from tests.helpers import assert_close
+from tests.test_tasks import HYPER, problem
+
+jax.config.update("jax_enable_x64", True)
+mesh = jax.make_mesh((4,), ("tasks",), axis_types=(AxisType.Auto,))
+
+
+def check(count: int) -> None:
+    """`count` tasks on four devices are the same tasks on one."""
+    stacked = stack([problem(seed) for seed in range(count)])
+    one, four = Mean(stacked), Mean(stacked, mesh)
+    pairs = [
+        (one.values(HYPER), four.values(HYPER)),
+        (jax.grad(one)(HYPER), jax.grad(four)(HYPER)),
+        (jax.jacfwd(one)(HYPER), jax.jacfwd(four)(HYPER)),
+    ]
+    for engine in (metalr.Forward(), metalr.Reverse(checkpoints=2)):
+        found = [metalr.hypergradient(f, HYPER, Each(engine)) for f in (one, four)]
+        pairs.append(tuple((r.value, r.grad, r.values, r.grads) for r in found))
+    for expected, actual in pairs:
+        assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+
+
+def check_placement() -> None:
+    """Each device holds its share, and no task's arrays cross between devices."""
+    mean = Mean(stack([problem(seed) for seed in range(8)]), mesh)
+    for leaf in jax.tree.leaves(mean):
+        shapes = {shard.data.shape[0] for shard in leaf.addressable_shards}
+        assert shapes == {2}
+        assert len({shard.device for shard in leaf.addressable_shards}) == 4
+    engine = Each(metalr.Reverse())
+    run = jax.jit(lambda mean, hyper: metalr.hypergradient(mean, hyper, engine)[:2])
+    compiled = run.lower(mean, HYPER).compile()
+    crossing = [
+        line
+        for line in str(compiled.as_text()).splitlines()
+        if re.search(r" (all-\w+|collective-\w+|reduce-scatter)\(", line)
+    ]
+    assert crossing  # values and gradients meet somewhere
+    shapes = re.findall(r"\w\d+\[([\d,]+)\]", " ".join(crossing))
+    assert all(math.prod(map(int, s.split(","))) <= mean.count for s in shapes), shapes
+
+
+assert jax.device_count() == 4
+check(8)
+check(6)  # not a multiple of the devices
+check_placement()
+print("several devices: the same results")  # noqa: T201
