@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import metalr
+from experiments.meta_learning import pooled
 from metalr.problems import least_squares
 from metalr.tasks import Each, Mean, stack
 from metalr.theory import Quadratic
@@ -75,15 +76,10 @@ def test_random_engines_pass_as_pytrees(tasks):
 def test_the_rate_learned_for_a_distribution_is_the_optimum_of_the_pooled_spectrum():
     # A mean of quadratics is again Σ p(1 − ηλ)^{2T}: the spectra pooled, p over N.
     tasks = [problem(seed, optax.sgd, steps=4) for seed in range(3)]
-    exact = [Quadratic.from_regression(*regression(4, 3, seed=s)) for s in range(3)]
-    order = jnp.argsort(jnp.concatenate([q.eigenvalues for q in exact]))
-    pooled = Quadratic(
-        eigenvalues=jnp.concatenate([q.eigenvalues for q in exact])[order],
-        weights=jnp.concatenate([q.weights for q in exact])[order] / 3,
-        minimum=sum(q.minimum for q in exact) / 3,
-    )
+    spectra = [Quadratic.from_regression(*regression(4, 3, seed=s)) for s in range(3)]
+    exact = pooled(spectra)
     mean = Mean(stack(tasks))
-    assert_close(mean(0.3), pooled.loss(0.3, 4), rtol=1e-12)
+    assert_close(mean(0.3), exact.loss(0.3, 4), rtol=1e-12)
     learned = metalr.learn(
         mean,
         0.01,
@@ -94,7 +90,7 @@ def test_the_rate_learned_for_a_distribution_is_the_optimum_of_the_pooled_spectr
         engine=Each(metalr.Forward()),
     )
     assert bool(learned.converged)
-    assert_close(learned.hyper, pooled.optimal_rate(4), rtol=1e-6)
+    assert_close(learned.hyper, exact.optimal_rate(4), rtol=1e-6)
 
 
 def test_a_single_precision_task_stays_so():
