@@ -122,7 +122,8 @@ def _describe_data(config: ExperimentConfig, folder: Path) -> None:
     if data is not None:
         from experiments.data import load_regression
 
-        problem = load_regression(data, seed=config.seed, dtype=config.dtype)
+        seed = getattr(config, "data_seed", config.seed)
+        problem = load_regression(data, seed=seed, dtype=config.dtype)
         _write_json(folder / "data.json", problem.description)
 
 

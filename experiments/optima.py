@@ -1,0 +1,278 @@
+r"""The best learning rate in closed form, for many runs on one data set at once.
+
+Runs share X and differ in targets, start and momentum: one spectrum, many weights p.
+Without momentum $L_T$ is convex and the optimum is `Quadratic.optimal_rate`. With it
+$L_T(\eta) = L_\infty + \sum_i p_i c_T(\eta\lambda_i)^2$ has many local minima; the
+global one is found from a grid that resolves every oscillation of $c_T$.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalr.theory import Quadratic, momentum as theory
+
+Momentum: TypeAlias = Literal["heavy_ball", "nesterov"]
+
+_FACTORS: dict[str, Callable[..., jax.Array]] = {
+    "heavy_ball": theory.heavy_ball_factor,
+    "nesterov": theory.nesterov_factor,
+}
+_PER_OSCILLATION = 8
+"""Grid points between two zeros of $c_T$ along the largest eigenvalue."""
+
+_CANDIDATES = 4
+"""Local minima, the lowest on the grid, that are located exactly."""
+
+_HALVINGS = 60
+_HUGE = 1e100
+"""Cap of $c_T^2$ and its slope where the run explodes: no minimum is there."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A regression with its singular directions, shared by all runs on it.
+
+    Attributes:
+        X: inputs (n, d).
+        t: targets (n,), before any noise.
+        left: the singular directions in the range of X, (n, k).
+        eigenvalues: of the Hessian along them, ascending.
+        tolerance: what counts as rounding, as in `Quadratic.from_regression`.
+    """
+
+    X: np.ndarray
+    t: np.ndarray
+    left: np.ndarray
+    eigenvalues: np.ndarray
+    tolerance: float
+
+    @classmethod
+    def of(cls, X: Any, t: Any) -> "Problem":
+        """From a singular value decomposition of X, once for all runs."""
+        X, t = np.asarray(X), np.asarray(t)
+        left, singular, _ = np.linalg.svd(X, full_matrices=False)
+        tolerance = 10.0 * max(X.shape) * float(np.finfo(X.dtype).eps)
+        left = left[:, singular > tolerance * np.max(singular, initial=0.0)]
+        eigenvalues = 2.0 / len(t) * np.sum((X.T @ left) ** 2, axis=0)
+        order = np.argsort(eigenvalues)
+        return cls(X, t, left[:, order], eigenvalues[order], tolerance)
+
+    def quadratics(self, t: np.ndarray, w0: np.ndarray) -> Quadratic:
+        """`Quadratic.from_regression` of each row of targets (B, n) and starts (B, d).
+
+        Stacked along a leading axis. Directions along which a start is optimal stay,
+        with weight 0, so that all rows have one shape; every sum is the same.
+        """
+        a = w0 @ self.X.T - t
+        along = a @ self.left
+        outside = a - along @ self.left.T
+        size = self.tolerance * np.linalg.norm(a, axis=1)
+        active = np.abs(along) > size[:, None]
+        in_range = np.linalg.norm(outside, axis=1) <= size
+        return Quadratic(
+            eigenvalues=jnp.asarray(np.broadcast_to(self.eigenvalues, along.shape)),
+            weights=jnp.asarray(np.where(active, along**2 / len(self.t), 0.0)),
+            minimum=jnp.asarray(
+                np.where(in_range, 0.0, np.mean(outside**2, axis=1)), self.X.dtype
+            ),
+        )
+
+
+class Optimum(NamedTuple):
+    """Where each run's loss is least; leading axis: the runs. nan: nothing to learn."""
+
+    rate: np.ndarray
+    minima: np.ndarray  # local minima of L_T
+
+
+class Local(NamedTuple):
+    """What the closed form says of a rate."""
+
+    loss: np.ndarray
+    slope: np.ndarray
+    curvature: np.ndarray
+
+
+def gradient_descent(quadratics: Quadratic, steps: int) -> Optimum:
+    """η*_T of each stacked quadratic: L_T is convex, there is one."""
+    some = np.any(np.asarray(quadratics.weights) > 0.0, axis=1)
+    if quadratics.eigenvalues.shape[1] == 0:
+        rates = np.full(len(some), np.nan)
+    else:
+        rates = np.where(some, _optimal_rates(quadratics, steps), np.nan)
+    return Optimum(rates, some.astype(int))
+
+
+def with_momentum(
+    problem: Problem,
+    quadratics: Quadratic,
+    optimizer: Momentum,
+    momentum: np.ndarray,
+    steps: int,
+) -> Optimum:
+    r"""The global minimum of each run's loss, and how many local ones there are.
+
+    Each term $c_T(\eta\lambda_i)^2$ falls up to the least zero of $c_T$, at $u \ge
+    1/|c_T'(0)|$ since all zeros are real and positive, and rises beyond the greatest,
+    $u \le (1+\sqrt\alpha)^2$ (Nesterov: 1): all minima lie between these, over
+    $\lambda_{\max}$ and $\lambda_{\min}$. A sign change of the slope on the grid is a
+    minimum; the lowest few are located by bisection, and the best of them is taken.
+    Memory: 16 bytes for each of about $3T\log(\eta_{high}/\eta_{low})$ grid points and
+    each eigenvalue.
+    """
+    rates = np.full(len(momentum), np.nan)
+    minima = np.zeros(len(momentum), int)
+    for value in np.unique(momentum):
+        rows = np.flatnonzero(momentum == value)
+        some = jax.tree.map(lambda x, rows=rows: x[rows], quadratics)
+        table = _table(problem, optimizer, float(value), steps)
+        brackets, minima[rows] = _brackets(table, np.asarray(some.weights))
+        located = _locate(some, jnp.asarray(brackets), optimizer, value, steps)
+        rates[rows] = np.where(minima[rows] > 0, np.asarray(located), np.nan)
+    return Optimum(rates, minima)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
+def at(
+    quadratics: Quadratic,
+    optimizer: Literal["sgd"] | Momentum,
+    rates: jax.Array,
+    momentum: jax.Array,
+    steps: int,
+) -> Local:
+    """Loss, slope and curvature at one rate for each stacked quadratic."""
+
+    def one(quadratic: Quadratic, rate: jax.Array, momentum: jax.Array) -> Local:
+        def loss(rate: jax.Array) -> jax.Array:
+            return _loss(quadratic, optimizer, rate, momentum, steps)
+
+        def slope(rate: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value, slope = jax.jvp(loss, (rate,), (jnp.ones_like(rate),))
+            return slope, value
+
+        unit = (jnp.ones_like(rate),)
+        first, second, value = jax.jvp(slope, (rate,), unit, has_aux=True)
+        return Local(value, first, second)
+
+    return jax.vmap(one)(quadratics, rates, momentum)
+
+
+def _loss(
+    quadratic: Quadratic, optimizer: str, rate: Any, momentum: Any, steps: int
+) -> jax.Array:
+    if optimizer == "sgd":
+        return quadratic.loss(rate, steps)
+    if optimizer == "heavy_ball":
+        return quadratic.heavy_ball_loss(rate, momentum, steps)
+    return quadratic.nesterov_loss(rate, momentum, steps)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _optimal_rates(quadratics: Quadratic, steps: int) -> jax.Array:
+    return jax.vmap(lambda quadratic: quadratic.optimal_rate(steps))(quadratics)
+
+
+class _Table(NamedTuple):
+    """The terms of the loss on the grid, for any weights."""
+
+    rates: np.ndarray  # (grid,)
+    squares: np.ndarray  # (grid, k): c_T(ηλ)²
+    slopes: np.ndarray  # (grid, k): η times its derivative in η
+
+
+@functools.lru_cache(maxsize=2)
+def _table(
+    problem: Problem, optimizer: Momentum, momentum: float, steps: int
+) -> _Table:
+    rates = _grid(problem.eigenvalues, optimizer, momentum, steps)
+    u = jnp.asarray(rates[:, None] * problem.eigenvalues)
+    squares, slopes = _terms(u, momentum, optimizer, steps)
+    return _Table(rates, np.asarray(squares), np.asarray(slopes))
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
+def _terms(
+    u: jax.Array, momentum: jax.Array, optimizer: Momentum, steps: int
+) -> tuple[jax.Array, jax.Array]:
+    def squares(u: jax.Array) -> jax.Array:
+        return _FACTORS[optimizer](u, momentum, steps) ** 2
+
+    values, slopes = jax.jvp(squares, (u,), (u,))
+    capped = (jnp.nan_to_num(x, nan=_HUGE) for x in (values, slopes))
+    values, slopes = (jnp.clip(x, -_HUGE, _HUGE) for x in capped)
+    return values, slopes
+
+
+def _grid(
+    eigenvalues: np.ndarray, optimizer: Momentum, momentum: float, steps: int
+) -> np.ndarray:
+    """Rates that resolve the oscillations: even in log η, and in their angle."""
+    # −c_T'(0): how far T steps go along a constant gradient.
+    counts = np.arange(1, steps + 1) + (optimizer == "nesterov")
+    reach = np.sum((1.0 - momentum**counts) / (1.0 - momentum))
+    angles = np.linspace(0.0, np.pi, _PER_OSCILLATION * steps + 1)
+    root = np.sqrt(momentum)
+    if optimizer == "heavy_ball":
+        top = (1.0 + root) ** 2
+        oscillating = 1.0 + momentum - 2.0 * root * np.cos(angles)
+    else:
+        top = 1.0
+        oscillating = 1.0 - (2.0 * root / (1.0 + momentum) * np.cos(angles / 2.0)) ** 2
+    low = 0.99 / (reach * eigenvalues[-1])
+    high = 1.01 * top / eigenvalues[0]
+    each = np.log(high / low) * _PER_OSCILLATION * steps / np.pi
+    even = np.geomspace(low, high, int(each) + 64)
+    inner = oscillating[oscillating > 0.0] / eigenvalues[-1]
+    return np.unique(np.concatenate([even, inner[(inner > low) & (inner < high)]]))
+
+
+def _brackets(table: _Table, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest minima of each run between grid points, and how many it has."""
+    slopes, values = weights @ table.slopes.T, weights @ table.squares.T
+    falls_then_rises = (slopes[:, :-1] < 0.0) & (slopes[:, 1:] >= 0.0)
+    lower_end = np.minimum(values[:, :-1], values[:, 1:])
+    height = np.where(falls_then_rises, lower_end, np.inf)
+    lowest = np.argsort(height, axis=1, kind="stable")[:, :_CANDIDATES]
+    # A run with fewer minima than candidates has its lowest several times.
+    known = np.take_along_axis(height, lowest, axis=1) < np.inf
+    lowest = np.where(known, lowest, lowest[:, :1])
+    return (
+        np.stack([table.rates[lowest], table.rates[lowest + 1]], axis=-1),
+        np.sum(falls_then_rises, axis=1),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
+def _locate(
+    quadratics: Quadratic,
+    brackets: jax.Array,
+    optimizer: Momentum,
+    momentum: jax.Array,
+    steps: int,
+) -> jax.Array:
+    """The best of each run's bracketed minima, by bisection of the slope."""
+
+    def one(quadratic: Quadratic, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def loss(rate: jax.Array) -> jax.Array:
+            return _loss(quadratic, optimizer, rate, momentum, steps)
+
+        def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> Any:
+            low, high = ends
+            middle = 0.5 * (low + high)
+            falls = jax.jvp(loss, (middle,), (jnp.ones_like(middle),))[1] < 0.0
+            return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
+
+        low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (ends[0], ends[1]))
+        rate = 0.5 * (low + high)
+        return rate, loss(rate) - quadratic.minimum
+
+    each = jax.vmap(jax.vmap(one, in_axes=(None, 0)))
+    rates, losses = each(quadratics, brackets)
+    best = jnp.argmin(losses, axis=1)
+    return jnp.take_along_axis(rates, best[:, None], axis=1)[:, 0]
