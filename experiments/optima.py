@@ -30,8 +30,6 @@ _CANDIDATES = 4
 """Local minima, the lowest on the grid, that are located exactly."""
 
 _HALVINGS = 60
-_HUGE = 1e100
-"""Cap of $c_T^2$ and its slope where the run explodes: no minimum is there."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,11 +61,11 @@ class Problem:
         order = np.argsort(eigenvalues)
         return cls(X, t, left[:, order], eigenvalues[order], tolerance)
 
-    def quadratics(self, t: np.ndarray, w0: np.ndarray) -> Quadratic:
+    def runs(self, t: np.ndarray, w0: np.ndarray) -> "Runs":
         """`Quadratic.from_regression` of each row of targets (B, n) and starts (B, d).
 
-        Stacked along a leading axis. Directions along which a start is optimal stay,
-        with weight 0, so that all rows have one shape; every sum is the same.
+        Directions along which a start is optimal stay, with weight 0, so that all have
+        one shape; every sum is the same.
         """
         a = w0 @ self.X.T - t
         along = a @ self.left
@@ -75,13 +73,28 @@ class Problem:
         size = self.tolerance * np.linalg.norm(a, axis=1)
         active = np.abs(along) > size[:, None]
         in_range = np.linalg.norm(outside, axis=1) <= size
+        minimum = np.where(in_range, 0.0, np.mean(outside**2, axis=1))
+        weights = np.where(active, along**2 / len(self.t), 0.0)
+        return Runs(self.eigenvalues, weights, minimum.astype(self.X.dtype))
+
+
+class Runs(NamedTuple):
+    """What `Quadratic` holds, of B runs on one data set."""
+
+    eigenvalues: Any  # (k,)
+    weights: Any  # (B, k)
+    minimum: Any  # (B,)
+
+    def one(self) -> Quadratic:
+        """The quadratic of a single run (inside `vmap`, or of one row)."""
         return Quadratic(
-            eigenvalues=jnp.asarray(np.broadcast_to(self.eigenvalues, along.shape)),
-            weights=jnp.asarray(np.where(active, along**2 / len(self.t), 0.0)),
-            minimum=jnp.asarray(
-                np.where(in_range, 0.0, np.mean(outside**2, axis=1)), self.X.dtype
-            ),
+            eigenvalues=jnp.asarray(self.eigenvalues),
+            weights=jnp.asarray(self.weights),
+            minimum=jnp.asarray(self.minimum),
         )
+
+
+_AXES = Runs(None, 0, 0)  # type: ignore[arg-type]
 
 
 class Optimum(NamedTuple):
@@ -99,19 +112,18 @@ class Local(NamedTuple):
     curvature: np.ndarray
 
 
-def gradient_descent(quadratics: Quadratic, steps: int) -> Optimum:
-    """η*_T of each stacked quadratic: L_T is convex, there is one."""
-    some = np.any(np.asarray(quadratics.weights) > 0.0, axis=1)
-    if quadratics.eigenvalues.shape[1] == 0:
-        rates = np.full(len(some), np.nan)
-    else:
-        rates = np.where(some, _optimal_rates(quadratics, steps), np.nan)
+def gradient_descent(runs: Runs, steps: int) -> Optimum:
+    """η*_T of each run: L_T is convex, there is one."""
+    some = np.any(runs.weights > 0.0, axis=1)
+    rates = np.full(len(some), np.nan)
+    if np.any(some):
+        rates = np.where(some, _optimal_rates(runs, steps), np.nan)
     return Optimum(rates, some.astype(int))
 
 
 def with_momentum(
     problem: Problem,
-    quadratics: Quadratic,
+    runs: Runs,
     optimizer: Momentum,
     momentum: np.ndarray,
     steps: int,
@@ -128,29 +140,31 @@ def with_momentum(
     """
     rates = np.full(len(momentum), np.nan)
     minima = np.zeros(len(momentum), int)
+    if problem.eigenvalues.size == 0:
+        return Optimum(rates, minima)
     for value in np.unique(momentum):
         rows = np.flatnonzero(momentum == value)
-        some = jax.tree.map(lambda x, rows=rows: x[rows], quadratics)
+        some = Runs(runs.eigenvalues, runs.weights[rows], runs.minimum[rows])
         table = _table(problem, optimizer, float(value), steps)
-        brackets, minima[rows] = _brackets(table, np.asarray(some.weights))
-        located = _locate(some, jnp.asarray(brackets), optimizer, value, steps)
+        brackets, minima[rows] = _brackets(table, some.weights)
+        located = _locate(some, brackets, optimizer, value, steps)
         rates[rows] = np.where(minima[rows] > 0, np.asarray(located), np.nan)
     return Optimum(rates, minima)
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
 def at(
-    quadratics: Quadratic,
+    runs: Runs,
     optimizer: Literal["sgd"] | Momentum,
-    rates: jax.Array,
-    momentum: jax.Array,
+    rates: np.ndarray,
+    momentum: np.ndarray,
     steps: int,
 ) -> Local:
-    """Loss, slope and curvature at one rate for each stacked quadratic."""
+    """Loss, slope and curvature of each run at its rate."""
 
-    def one(quadratic: Quadratic, rate: jax.Array, momentum: jax.Array) -> Local:
+    def one(run: Runs, rate: jax.Array, momentum: jax.Array) -> Local:
         def loss(rate: jax.Array) -> jax.Array:
-            return _loss(quadratic, optimizer, rate, momentum, steps)
+            return _loss(run.one(), optimizer, rate, momentum, steps)
 
         def slope(rate: jax.Array) -> tuple[jax.Array, jax.Array]:
             value, slope = jax.jvp(loss, (rate,), (jnp.ones_like(rate),))
@@ -160,7 +174,7 @@ def at(
         first, second, value = jax.jvp(slope, (rate,), unit, has_aux=True)
         return Local(value, first, second)
 
-    return jax.vmap(one)(quadratics, rates, momentum)
+    return jax.vmap(one, in_axes=(_AXES, 0, 0))(runs, rates, momentum)
 
 
 def _loss(
@@ -174,8 +188,8 @@ def _loss(
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _optimal_rates(quadratics: Quadratic, steps: int) -> jax.Array:
-    return jax.vmap(lambda quadratic: quadratic.optimal_rate(steps))(quadratics)
+def _optimal_rates(runs: Runs, steps: int) -> jax.Array:
+    return jax.vmap(lambda run: run.one().optimal_rate(steps), in_axes=(_AXES,))(runs)
 
 
 class _Table(NamedTuple):
@@ -204,8 +218,10 @@ def _terms(
         return _FACTORS[optimizer](u, momentum, steps) ** 2
 
     values, slopes = jax.jvp(squares, (u,), (u,))
-    capped = (jnp.nan_to_num(x, nan=_HUGE) for x in (values, slopes))
-    values, slopes = (jnp.clip(x, -_HUGE, _HUGE) for x in capped)
+    # Where the run explodes there is no minimum: any huge number will do.
+    huge = jnp.sqrt(jnp.finfo(u.dtype).max)
+    capped = (jnp.nan_to_num(x, nan=huge) for x in (values, slopes))
+    values, slopes = (jnp.clip(x, -huge, huge) for x in capped)
     return values, slopes
 
 
@@ -250,15 +266,17 @@ def _brackets(table: _Table, weights: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
 def _locate(
-    quadratics: Quadratic,
-    brackets: jax.Array,
+    runs: Runs,
+    brackets: np.ndarray,
     optimizer: Momentum,
-    momentum: jax.Array,
+    momentum: float,
     steps: int,
 ) -> jax.Array:
     """The best of each run's bracketed minima, by bisection of the slope."""
 
-    def one(quadratic: Quadratic, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(run: Runs, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
+        quadratic = run.one()
+
         def loss(rate: jax.Array) -> jax.Array:
             return _loss(quadratic, optimizer, rate, momentum, steps)
 
@@ -272,7 +290,7 @@ def _locate(
         rate = 0.5 * (low + high)
         return rate, loss(rate) - quadratic.minimum
 
-    each = jax.vmap(jax.vmap(one, in_axes=(None, 0)))
-    rates, losses = each(quadratics, brackets)
+    each = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(_AXES, 0))
+    rates, losses = each(runs, brackets)
     best = jnp.argmin(losses, axis=1)
     return jnp.take_along_axis(rates, best[:, None], axis=1)[:, 0]

@@ -284,21 +284,19 @@ def _closed(
 ) -> _Closed | None:
     if config.optimizer == "adam":
         return None
-    quadratics = problem.quadratics(lanes.t, lanes.w0)
+    runs = problem.runs(lanes.t, lanes.w0)
     if config.optimizer == "sgd":
-        optimum = optima.gradient_descent(quadratics, config.steps)
+        optimum = optima.gradient_descent(runs, config.steps)
     else:
         optimum = optima.with_momentum(
-            problem, quadratics, config.optimizer, lanes.momentum, config.steps
+            problem, runs, config.optimizer, lanes.momentum, config.steps
         )
     there, learned = (
         jax.tree.map(
             np.asarray,
-            optima.at(
-                quadratics, config.optimizer, rates, lanes.momentum, config.steps
-            ),
+            optima.at(runs, config.optimizer, rates, lanes.momentum, config.steps),
         )
-        for rates in (jnp.asarray(optimum.rate, config.dtype), jnp.asarray(found.rate))
+        for rates in (optimum.rate.astype(config.dtype), found.rate)
     )
     return _Closed(optimum, there, learned)
 
