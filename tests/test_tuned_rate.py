@@ -209,7 +209,9 @@ def test_where_nothing_can_be_learned_the_closed_columns_are_empty():
 
 def test_adam_has_no_closed_form_but_a_slope_that_vanishes():
     points = [config(optimizer="adam", steps=3, seed=seed) for seed in range(2)]
-    for point, (record,) in zip(points, tuned_rate.run_batch(points), strict=True):
+    records = [record for (record,) in tuned_rate.run_batch(points)]
+    assert tuned_rate.figures(records) == {}
+    for point, record in zip(points, records, strict=True):
         assert record["eta_closed"] is record["minimum"] is None
         assert record["converged"]
         problem = tuned_rate._problem(point)
@@ -218,7 +220,6 @@ def test_adam_has_no_closed_form_but_a_slope_that_vanishes():
         objective = metalr.Unrolled(loss, optax.adam, jnp.asarray(lane.w0), steps=3)
         value, slope = jax.value_and_grad(objective)(record["eta_learned"])
         assert abs(record["eta_learned"] * slope) < 1e-12 * value
-    assert tuned_rate.figures([record]) == {}
 
 
 def test_float32_points_agree_to_their_resolution():
@@ -266,6 +267,16 @@ def test_a_point_takes_no_more_memory_than_it_says(options):
     assert each <= tuned_rate.point_bytes(point) <= 8 * each
 
 
+def test_asking_for_the_memory_outside_of_a_run_leaves_its_precision_alone():
+    point = config(data={**SPECTRUM, "n": 7})
+    with jax.enable_x64(False):
+        double = tuned_rate.point_bytes(point)
+    assert double == 2 * tuned_rate.point_bytes(
+        config(data={**SPECTRUM, "n": 7}, dtype="float32")
+    )
+    assert tuned_rate._problem(point).X.dtype == np.float64
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -283,7 +294,7 @@ def test_the_figures_show_every_point_and_every_data_set():
     records = [*in_a_batch("sgd"), *in_a_batch("nesterov")]
     drawn = tuned_rate.figures(records)
     (left, _) = drawn["agreement"].axes
-    assert sum(len(line.get_xdata()) for line in left.lines) == len(records) + 2
+    assert sum(np.size(line.get_xdata()) for line in left.lines) == len(records) + 2
     assert [axes.get_title() for axes in drawn["horizons"].axes] == ["spectrum of 3"]
 
 
