@@ -28,7 +28,7 @@ class ExperimentConfig(Model):
     dtype: Literal["float64", "float32"] = "float64"
 
 
-C = TypeVar("C", bound=ExperimentConfig)
+M = TypeVar("M", bound=Model)
 
 
 def digest(config: ExperimentConfig) -> str:
@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         msg = f"cannot read the config {path}: {error.strerror}"
         raise ConfigError(msg) from error
-    content = _parse(text, str(path))
+    content = parse(text, str(path))
     if not isinstance(content, dict):
         msg = f"{path} must hold a mapping (key: value lines), not {content!r}"
         raise ConfigError(msg)
@@ -68,18 +68,27 @@ def override(content: Mapping[str, Any], assignments: Iterable[str]) -> dict[str
         if not equals or not key:
             msg = f"{assignment!r} is not an override: write key=value, e.g. seed=1"
             raise ConfigError(msg)
-        *parents, last = key.split(".")
-        place = result
-        for name in parents:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
-                msg = f"{assignment!r}: {name} is {place!r}, which has no keys"
-                raise ConfigError(msg)
-        place[last] = _parse(text, assignment)
+        put(result, key, parse(text, assignment))
     return result
 
 
-def validate(model: type[C], content: Mapping[str, Any]) -> C:
+def put(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set the entry with a dotted key, making the mappings on the way.
+
+    Raises:
+        ConfigError: if the key goes through a value that is not a mapping.
+    """
+    *parents, last = key.split(".")
+    place = content
+    for name in parents:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            msg = f"{key}={value!r}: {name} is {place!r}, which has no keys"
+            raise ConfigError(msg)
+    place[last] = value
+
+
+def validate(model: type[M], content: Mapping[str, Any]) -> M:
     """The validated config.
 
     Raises:
@@ -119,7 +128,12 @@ def _explain(error: Any, content: Any) -> str:
     return f"  {path} = {error['input']!r}: {error['msg']}"
 
 
-def _parse(text: str, source: str) -> Any:
+def parse(text: str, source: str) -> Any:
+    """A YAML value; only plain data, never Python objects.
+
+    Raises:
+        ConfigError: if it is not such YAML; `source` says where.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:

@@ -41,24 +41,37 @@ _ROW_COLUMNS = ("key", "experiment", "status", "seconds", "attempts", "finished_
 def as_columns(rows: Iterable[Row]) -> dict[str, np.ndarray]:
     """Rows as columns of equal length.
 
-    One entry for each record, and one for each point without records. The columns are
-    those of the row (key, experiment, status, seconds, attempts, finished_at, error,
-    code_version), the config's fields under their dotted names (`data.name`), and the
-    records' fields; a field of a record that has the name of another column is
-    `record.NAME`. Numbers are float64, int64 or bool arrays; where an entry lacks a
-    number it is nan, where it lacks anything else it is None. Texts, lists and mappings
-    are object arrays. Records of several tables differ by their `table`.
+    One entry for each entry of `entries`. Numbers are float64, int64 or bool arrays;
+    where an entry lacks a number it is nan, where it lacks anything else it is None.
+    Texts, lists and mappings are object arrays.
     """
-    entries = [entry for row in rows for entry in _entries(row)]
-    names = dict.fromkeys(name for entry in entries for name in entry)
-    return {name: _array([entry.get(name) for entry in entries]) for name in names}
+    return arrays(entries(rows))
+
+
+def entries(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Rows as flat mappings: one for each record, and one for a point without records.
+
+    Their names are those of the row (key, experiment, status, seconds, attempts,
+    finished_at, code_version, error), the config's fields under their dotted names
+    (`data.name`), and the record's fields. A field that would have the name of an
+    earlier one is `config.NAME` or `record.NAME`. Records of several tables differ by
+    their `table`.
+    """
+    return [entry for row in rows for entry in _entries(row)]
+
+
+def arrays(found: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Flat mappings as columns, as in `as_columns`."""
+    names = dict.fromkeys(name for entry in found for name in entry)
+    return {name: _array([entry.get(name) for entry in found]) for name in names}
 
 
 def _entries(row: Row) -> Iterator[dict[str, Any]]:
     common = {name: getattr(row, name) for name in _ROW_COLUMNS}
     common["code_version"] = row.provenance.get("code_version")
     common["error"] = row.error
-    for name, value in dotted(row.config).items():
+    config = {k: v for k, v in row.config.items() if k != "experiment"}
+    for name, value in dotted(config).items():
         common[f"config.{name}" if name in common else name] = value
     for record in row.records or [{}]:
         renamed = {

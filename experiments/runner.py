@@ -1,10 +1,7 @@
 """Run one experiment: folder, provenance, records as they come, table, figures."""
 
 import datetime as dt
-import importlib.metadata
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -26,12 +23,11 @@ from rich.progress import (
 from rich.table import Table
 
 from experiments.config import ExperimentConfig, digest, to_yaml
+from experiments.provenance import origin
 
 Record: TypeAlias = Mapping[str, Any]
 """One result. Numbers and text are shown; lists and mappings are kept for figures.
 Records with a `table` entry are shown in a table of that name."""
-
-_PACKAGES = ("metalr", "jax", "jaxlib", "optax", "chex", "numpy", "scikit-learn")
 
 
 def execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
@@ -51,7 +47,11 @@ def _execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
     console = Console(width=None if sys.stdout.isatty() else 140)
     folder = _new_folder(runs / module.__name__.rpartition(".")[2], digest(config))
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    provenance = _provenance(config)
+    provenance = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **origin(config),
+    }
     start = time.perf_counter()
 
     def note(status: str) -> None:
@@ -88,32 +88,6 @@ def _new_folder(parent: Path, key: str) -> Path:
         return folder
     msg = f"no free folder name under {parent}"
     raise RuntimeError(msg)
-
-
-def _provenance(config: ExperimentConfig) -> dict[str, Any]:
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": _git("status", "--porcelain", "--untracked-files=no")
-        not in ("", None),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "device": [device.device_kind for device in jax.devices()],
-        "backend": jax.default_backend(),
-        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
-        "seed": config.seed,
-        "config_hash": digest(config),
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _describe_data(config: ExperimentConfig, folder: Path) -> None:

@@ -72,7 +72,7 @@ def read(path: str | Path) -> list[Row]:
 def columns(source: str | Path | Iterable[Row]) -> dict[str, np.ndarray]:
     """A store for NumPy, and for `pandas.DataFrame(columns(…))`.
 
-    See `experiments.rows.as_columns` for the columns.
+    See `experiments.rows.as_columns` and `experiments.rows.entries` for the columns.
 
     Args:
         source: a store's path, or rows (`columns(latest(read(path)))`).
