@@ -10,6 +10,7 @@ import yaml
 
 from experiments import cli, config as configs, data
 from experiments.learning_rate import Config
+from experiments.plan import make_plan
 
 ROOT = Path(__file__).parent.parent
 CSV = "a,b,y\n1,2,3\n4,5,6\n7,8,10\n"
@@ -29,9 +30,13 @@ def small(tmp_path, name="learning_rate", text="steps: [1, 3]\n"):
 def test_every_config_is_valid_and_says_how_it_is_run(path):
     content = configs.read_yaml(path)
     assert content["experiment"] in cli.names()
-    module = __import__(f"experiments.{content['experiment']}", fromlist=["Config"])
-    configs.validate(module.Config, content)
-    command = f"# python -m experiments run configs/{path.name}"
+    verb = "sweep" if "sweep" in content else "run"
+    if verb == "sweep":
+        assert make_plan(content).points
+    else:
+        module = __import__(f"experiments.{content['experiment']}", fromlist=["Config"])
+        configs.validate(module.Config, content)
+    command = f"# python -m experiments {verb} configs/{path.name}"
     assert path.read_text(encoding="utf-8").startswith(command)
 
 

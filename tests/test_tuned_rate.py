@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from numpy.polynomial import Polynomial
 
 import metalr
 from experiments import optima, sweep_speed, tuned_rate
@@ -186,6 +187,34 @@ def test_one_eigenvalue_has_as_many_minima_as_steps(momentum):
     exact = np.asarray(theory.heavy_ball_minimizers(2.0, momentum, 9))
     assert found.minima == 9
     assert np.min(np.abs(found.rate / exact - 1.0)) < 1e-7  # the loss is 0, squared
+
+
+@pytest.mark.parametrize("optimizer", ["heavy_ball", "nesterov"])
+@pytest.mark.parametrize("momentum", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_all_zeros_of_a_run_are_real_and_within_the_range_searched(
+    optimizer, momentum, steps
+):
+    # The polynomial in u from the recursion of the docstrings, lowest power first.
+    u, error = Polynomial([0.0, 1.0]), Polynomial([1.0])
+    change = Polynomial([0.0])
+    for step in range(steps):
+        beta = momentum * (1.0 - u) if optimizer == "nesterov" else momentum
+        first = -(1.0 + momentum) * u
+        starts = step == 0 and optimizer == "nesterov"
+        change = first if starts else beta * change - u * error
+        error = error + change
+    zeros = error.roots()
+    # Nesterov's zero at u = 1 is up to T/2-fold: roots() finds it to eps^(2/T).
+    slack = 1e-2 if optimizer == "nesterov" else 1e-6
+    top = (1.0 + momentum**0.5) ** 2 if optimizer == "heavy_ball" else 1.0
+    assert len(zeros) == steps
+    assert np.all(np.abs(zeros.imag) < slack)
+    assert np.all(zeros.real <= top + slack)
+    reach = -float(error.deriv()(0.0))
+    counts = np.arange(1, steps + 1) + (optimizer == "nesterov")
+    assert_close(reach, np.sum((1 - momentum**counts) / (1 - momentum)), rtol=1e-12)
+    assert np.all(zeros.real >= (1.0 - 1e-9) / reach)
 
 
 def test_without_momentum_heavy_ball_is_gradient_descent():
