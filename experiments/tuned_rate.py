@@ -33,7 +33,7 @@ from experiments.config import ExperimentConfig
 from experiments.data import BundledData, CsvData, RegressionData, load_regression
 from experiments.optima import Problem
 from experiments.runner import Record
-from experiments.style import panels
+from experiments.tuned_rate_figures import agreement, horizons
 from metalr.problems import least_squares
 
 BATCHED = ("seed", "start", "momentum", "weight_scale", "noise")
@@ -51,13 +51,6 @@ _COMPARED = (
     "minima",
 )
 """Columns that need a closed form."""
-
-_LABELS = {
-    "sgd": "gradient descent",
-    "heavy_ball": "heavy ball",
-    "nesterov": "Nesterov",
-    "adam": "Adam",
-}
 
 
 class Config(ExperimentConfig):
@@ -140,7 +133,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
     compared = [record for record in records if record["eta_closed"] is not None]
     if not compared:
         return {}
-    return {"agreement": _agreement(compared), "horizons": _horizons(compared)}
+    return {"agreement": agreement(compared), "horizons": horizons(compared)}
 
 
 class _Lane(NamedTuple):
@@ -368,67 +361,6 @@ def _name(config: Config) -> str:
     if isinstance(data, CsvData):
         return Path(data.path).stem
     return f"spectrum of {len(data.eigenvalues)}"
-
-
-def _agreement(records: Sequence[Record]) -> Figure:
-    """Learned against closed form, and the distance to the nearest minimum."""
-    figure, (left, right) = panels(2)
-    for index, optimizer in enumerate(_in_order(records, "optimizer")):
-        some = [r for r in records if r["optimizer"] == optimizer]
-        color = f"C{index}"
-        for minimum, marker in (("global", "o"), ("local", "x"), ("none", "^")):
-            chosen = [r for r in some if r["minimum"] == minimum]
-            if chosen:
-                closed = [r["eta_closed"] for r in chosen]
-                learned = [r["eta_learned"] for r in chosen]
-                label = f"{_LABELS[optimizer]}, {minimum} ({len(chosen)})"
-                style = {"color": color, "markersize": 4, "markerfacecolor": "none"}
-                left.plot(closed, learned, marker, label=label, **style)
-        right.plot(
-            [r["T"] for r in some if r["to_minimum"]],
-            [r["to_minimum"] for r in some if r["to_minimum"]],
-            ".",
-            color=color,
-            label=_LABELS[optimizer],
-        )
-    rates = [r["eta_closed"] for r in records]
-    ends = [min(rates), max(rates)]
-    left.plot(ends, ends, color="black", linewidth=0.8, zorder=0)
-    left.set(xscale="log", yscale="log", xlabel="closed form η*")
-    left.set(ylabel="learned rate η", title=f"{len(records)} points; which minimum")
-    right.axhline(1e-6, color="black", linestyle=":", linewidth=1)
-    right.set(xscale="log", yscale="log", xlabel="horizon T (steps)")
-    right.set_ylabel("relative distance to the nearest minimum")
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
-    return figure
-
-
-def _horizons(records: Sequence[Record]) -> Figure:
-    """η*_T against T for each data set and optimizer: median and range over points."""
-    names = _in_order(records, "data")
-    figure, axes = panels(len(names))
-    for axis, name in zip(axes, names, strict=True):
-        for index, optimizer in enumerate(_in_order(records, "optimizer")):
-            rates: dict[int, list[float]] = {}
-            for record in records:
-                if (record["data"], record["optimizer"]) == (name, optimizer):
-                    rates.setdefault(record["T"], []).append(record["eta_closed"])
-            steps = sorted(rates)
-            low, middle, high = (
-                [float(np.quantile(rates[T], q)) for T in steps] for q in (0, 0.5, 1)
-            )
-            style = {"color": f"C{index}", "label": _LABELS[optimizer]}
-            axis.plot(steps, middle, "o-", markersize=3, **style)
-            axis.fill_between(steps, low, high, color=f"C{index}", alpha=0.2)
-        axis.set(xscale="log", yscale="log", xlabel="horizon T (steps)", title=name)
-        axis.set_ylabel("optimal learning rate η*")
-        axis.legend(fontsize=7)
-    return figure
-
-
-def _in_order(records: Sequence[Record], key: str) -> list[str]:
-    return list(dict.fromkeys(record[key] for record in records))
 
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def test_wrong_options_are_refused(options, message):
 def test_the_figures_show_every_point_and_every_data_set():
     records = [*in_a_batch("sgd"), *in_a_batch("nesterov")]
     drawn = tuned_rate.figures(records)
-    (left, _) = drawn["agreement"].axes
+    left = drawn["agreement"].axes[0]
     assert sum(np.size(line.get_xdata()) for line in left.lines) == len(records) + 2
     assert [axes.get_title() for axes in drawn["horizons"].axes] == ["spectrum of 3"]
 
