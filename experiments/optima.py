@@ -30,7 +30,7 @@ _CANDIDATES = 4
 """Local minima, the lowest on the grid, that are located exactly."""
 
 _REFINEMENTS = 60
-_CHUNKS = (4096, 32768)
+_CHUNKS = (256, 4096, 32768)
 """Values of u that one compiled program takes: one compilation serves all data sets."""
 
 
@@ -109,9 +109,9 @@ class Optimum(NamedTuple):
 class Local(NamedTuple):
     """What the closed form says of a rate."""
 
-    loss: np.ndarray
-    slope: np.ndarray
-    curvature: np.ndarray
+    loss: Any
+    slope: Any
+    curvature: Any
 
 
 def gradient_descent(runs: Runs, steps: int) -> Optimum:
@@ -166,7 +166,7 @@ def at(
     Of several rates a run, (B, K), with `momentum` (B, 1): an array of that shape.
     """
     if optimizer == "sgd":
-        optimizer, momentum = "heavy_ball", np.zeros_like(momentum)
+        return Local(*(np.asarray(x) for x in _plain(runs, jnp.asarray(rates), steps)))
     terms = _terms(
         rates[..., None] * runs.eigenvalues, momentum[..., None], optimizer, steps
     )
@@ -180,6 +180,16 @@ def at(
 @functools.partial(jax.jit, static_argnames="steps")
 def _optimal_rates(runs: Runs, steps: int) -> jax.Array:
     return jax.vmap(lambda run: run.one().optimal_rate(steps), in_axes=(_AXES,))(runs)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _plain(runs: Runs, rates: jax.Array, steps: int) -> Local:
+    def one(run: Runs, rate: jax.Array) -> Local:
+        quadratic = run.one()
+        forms = (quadratic.loss, quadratic.slope, quadratic.curvature)
+        return Local(*(form(rate, steps) for form in forms))
+
+    return jax.vmap(one, in_axes=(_AXES, 0))(runs, rates)
 
 
 class _Table(NamedTuple):
@@ -211,7 +221,7 @@ def _terms(
 ) -> tuple[np.ndarray, ...]:
     """$c_T(u)^2$, and u and u² times its derivatives, each in the shape of u."""
     flat = u.ravel()
-    chunk = _CHUNKS[0] if flat.size <= _CHUNKS[0] else _CHUNKS[1]
+    chunk = next((size for size in _CHUNKS if flat.size <= size), _CHUNKS[-1])
     padded = np.zeros((2, -(-flat.size // chunk) * chunk), u.dtype)
     padded[0, : flat.size] = flat
     padded[1, : flat.size] = np.broadcast_to(momentum, u.shape).ravel()
