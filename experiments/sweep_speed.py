@@ -87,6 +87,8 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
             axis.axhline(row["points_per_second"], **style)
         axis.set(xscale="log", yscale="log", title=f"T = {steps}")
         axis.set(xlabel="points in a batch", ylabel="points a second")
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
         axis.legend(fontsize=6)
     return {"sweep_speed": figure}
 
