@@ -237,6 +237,28 @@ class Sweep(Model):
         return math.prod(lengths) * (self.seeds or 1)
 
 
+_KINDS = {"range", "linspace", "log_range"}
+
+
+def flatten(section: Any) -> Any:
+    """The section with nested axes under dotted names.
+
+    `axes: {data: {name: […]}}` is what `sweep.axes.data.name=[…]` on a command line
+    makes; it means `axes: {data.name: […]}`.
+    """
+    if not isinstance(section, Mapping) or not isinstance(section.get("axes"), Mapping):
+        return section
+    return {**section, "axes": dict(_flat(section["axes"]))}
+
+
+def _flat(axes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, axis in axes.items():
+        if isinstance(axis, Mapping) and axis and not axis.keys() & _KINDS:
+            yield from _flat(axis, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", axis
+
+
 def values(axis: Any) -> list[Any]:
     """The values of an axis, in order."""
     return axis if isinstance(axis, list) else axis.values()

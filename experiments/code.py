@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import metalr
+
 _PRESENTATION = frozenset(
     f"experiments.{name}"
     for name in ("cli", "config", "progress", "runner", "scan_progress", "style")
@@ -32,7 +34,7 @@ def code_version(module: ModuleType) -> str:
 
 
 def _library() -> dict[str, Path]:
-    root = _source("metalr").parent
+    root = Path(metalr.__file__).parent
     files = root.rglob("*.py")
     return {f"metalr/{path.relative_to(root).as_posix()}": path for path in files}
 

@@ -78,14 +78,14 @@ def put(content: dict[str, Any], key: str, value: Any) -> None:
     Raises:
         ConfigError: if the key goes through a value that is not a mapping.
     """
-    *parents, last = key.split(".")
-    place = content
-    for name in parents:
+    place, rest = content, key
+    while "." in rest and rest not in place:  # `sweep.axes` has keys with dots in them
+        name, _, rest = rest.partition(".")
         place = place.setdefault(name, {})
         if not isinstance(place, dict):
             msg = f"{key}={value!r}: {name} is {place!r}, which has no keys"
             raise ConfigError(msg)
-    place[last] = value
+    place[rest] = value
 
 
 def validate(model: type[M], content: Mapping[str, Any]) -> M:

@@ -3,6 +3,7 @@
 An executor takes jobs from a queue; its caller may add to it while taking outcomes.
 """
 
+import logging
 import os
 import shutil
 import subprocess
@@ -189,33 +190,24 @@ def _cluster(workers: int | None) -> Iterator[Any]:
     cards = _cards()
     if workers is None:
         workers = len(cards) if len(cards) > 1 else os.cpu_count() or 1
-    specs = {}
+    quiet = logging.ERROR
+    specs: dict[int, Any] = {}
     for index in range(workers):
-        options = {
-            "nthreads": 1,
-            "memory_limit": 0,
-            "host": "127.0.0.1",
-            "dashboard_address": None,
-        }
+        options: dict[str, Any] = {"host": "127.0.0.1", "silence_logs": quiet}
+        options |= {"nthreads": 1, "memory_limit": 0}
         if len(cards) > 1:
             options["env"] = {"CUDA_VISIBLE_DEVICES": cards[index % len(cards)]}
         specs[index] = {"cls": Nanny, "options": options}
-    scheduler = {
-        "cls": Scheduler,
-        "options": {
-            "host": "127.0.0.1",
-            "port": 0,
-            "dashboard": False,
-            "dashboard_address": None,
-        },
-    }
+    # Without an address its pages would be on port 8787, free or not.
+    pages = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **pages}}
     settings = {
         "distributed.scheduler.allowed-failures": 0,  # the sweep counts retries itself
         "distributed.scheduler.worker-saturation": 1.0,  # a death hits one job only
     }
     with (
-        dask.config.set(settings),
-        SpecCluster(workers=specs, scheduler=scheduler) as cluster,
+        dask.config.set(settings),  # type: ignore[reportPrivateImportUsage]
+        SpecCluster(workers=specs, scheduler=scheduler, silence_logs=quiet) as cluster,
     ):
         yield cluster
 

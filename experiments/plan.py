@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from experiments.axes import Sweep, assignments
+from experiments.axes import Sweep, assignments, flatten
 from experiments.batches import Point
 from experiments.code import code_version
 from experiments.conditions import holds
@@ -49,6 +49,8 @@ def make_plan(content: Mapping[str, Any]) -> Plan:
     """
     module = find(content.get("experiment"))
     own = {name: content[name] for name in Sections.model_fields if name in content}
+    if "sweep" in own:
+        own["sweep"] = flatten(own["sweep"])
     base = {name: value for name, value in content.items() if name not in own}
     sections = _sections(own, module, base)
     points, excluded = _points(module, base, sections.sweep)
@@ -111,7 +113,7 @@ def _points(
         except ConfigError as error:
             problem = error
         seen |= fields.keys()
-        if any(holds(conditions, fields) for conditions in sweep.exclude):
+        if _excluded(sweep, fields, valid=config is not None):
             excluded += 1
         elif config is None:
             wrong += 1
@@ -121,6 +123,17 @@ def _points(
             points.append(Point(point_key(name, content, code), config, content))
     _check(mistakes, wrong, seen, sweep)
     return points, excluded
+
+
+def _excluded(sweep: Sweep, fields: Mapping[str, Any], *, valid: bool) -> bool:
+    for conditions in sweep.exclude:
+        try:
+            if holds(conditions, fields):
+                return True
+        except ConfigError:  # a wrong value, which is reported as such, has no order
+            if valid:
+                raise
+    return False
 
 
 def _check(

@@ -206,7 +206,6 @@ def _reader(path: Path) -> sqlite3.Connection:
 
 def _connect(path: Path) -> sqlite3.Connection:
     address = f"file:{quote(str(path.absolute()))}?mode=ro"
-    wal = path.with_name(path.name + "-wal")
     try:
         database = sqlite3.connect(address, uri=True)
         try:
@@ -217,13 +216,19 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         # A reader of a WAL file needs to make -shm; on a read-only disk it cannot, and
         # with nothing in the WAL it need not.
-        if wal.exists() and wal.stat().st_size > 0:
+        if _log(path):
             msg = f"cannot read the store {path}: {error}"
             raise StoreError(msg) from error
         return sqlite3.connect(address + "&immutable=1", uri=True)
     except sqlite3.Error as error:
         raise _damaged(path, error) from error
     return database
+
+
+def _log(path: Path) -> bool:
+    """Whether there are rows that are only in the write-ahead log yet."""
+    wal = path.with_name(path.name + "-wal")
+    return wal.exists() and wal.stat().st_size > 0
 
 
 def _check_header(path: Path) -> None:
@@ -243,6 +248,12 @@ def _check_header(path: Path) -> None:
     if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
         msg = f"{path} is an SQLite file, but not a results store: nothing was changed"
         raise StoreError(msg)
+    # SQLite fills up a last page that is cut short; with a log, the log may have it.
+    page, pages = (int.from_bytes(header[a:b], "big") for a, b in ((16, 18), (28, 32)))
+    length = (65536 if page == 1 else page) * pages
+    if path.stat().st_size < length and not _log(path):
+        msg = f"{path} is truncated ({path.stat().st_size} of {length} bytes)"
+        raise StoreError(msg + ": restore it or move it away")
 
 
 def _check_body(path: Path, database: sqlite3.Connection) -> None:

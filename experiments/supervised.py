@@ -73,8 +73,9 @@ class Supervised:
             return None
         process.kill()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                pipe and pipe.close()
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
         return process.wait()
 
     def _send(self, job: Job) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +106,9 @@ def _summary(plan: Plan, actions: Mapping[str, int]) -> str:
     return f"{', '.join(parts)}; as {len(programs)} jobs"
 
 
-def _rows(plan: Plan, todo: Sequence[Point], tries: dict[str, int]) -> Iterator[Row]:
+def _rows(
+    plan: Plan, todo: Sequence[Point], tries: dict[str, int]
+) -> Generator[Row, None, None]:
     """A row for each point, when it is done or given up."""
     executor = plan.sections.executor
     points = {point.key: point for point in todo}
@@ -181,6 +183,6 @@ def _show(failures: Sequence[Row], plan: Plan) -> None:
         console.print(f"… and {len(failures) - _SHOWN} more: see `results`")
 
 
-def _value(content: Mapping[str, Any], name: str) -> Text:
+def _value(content: dict[str, Any], name: str) -> Text:
     value = (content | dotted(content)).get(name, "")
     return Text(f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -1,0 +1,227 @@
+"""Nothing computed is lost, and nothing computed twice, whatever is killed or full."""
+
+import contextlib
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments import store
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+class Driver:
+    """Sweeps of tests/sweep_points.py in processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "log"
+        self.store = folder / "runs" / "tiny.sqlite"
+        self.log.touch()
+        (folder / "tiny.yaml").write_text("experiment: sweep_points\n")
+        self.environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "METALR_EXPERIMENTS": "tests.sweep_points",
+            "SWEEP_LOG": str(self.log),
+            "JAX_PLATFORMS": "cpu",
+        }
+
+    def start(self, *arguments, **options):
+        config, runs = str(self.folder / "tiny.yaml"), str(self.folder / "runs")
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments", "sweep", config, "--runs", runs]
+            + ["executor.batch=1", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def run(self, *arguments, code=0, **options):
+        process = self.start(*arguments, **options)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == code, output
+        return output
+
+    def rows(self):
+        return store.read(self.store)
+
+    def counts(self):
+        """How often each point was started, and how often it ended."""
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        return [
+            Counter(int(x) for what, x in lines if what == w) for w in ("start", "end")
+        ]
+
+    def wait_for(self, count):
+        """Until so many points have started."""
+        deadline = time.monotonic() + 120
+        while self.counts()[0].total() < count:
+            assert time.monotonic() < deadline, "no progress"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def driver(tmp_path):
+    return Driver(tmp_path)
+
+
+@pytest.mark.parametrize("executor", ["kind: serial", "kind: serial, time_limit: 60"])
+def test_killed_drivers_lose_nothing_and_repeat_only_what_was_in_flight(
+    driver, executor
+):
+    points, kills = 40, 4
+    axis = (f"sweep.axes.x={{range: [0, {points}, 1]}}", "pause=0.05")
+    rng = random.Random(executor)
+    for kill in range(kills):
+        process = driver.start(*axis, f"executor={{{executor}, batch: 1}}")
+        driver.wait_for(driver.counts()[0].total() + 1)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(driver.rows()) < points, "killed too late to show anything"
+        del kill
+    before = {row.key for row in driver.rows()}
+    output = driver.run(*axis, f"executor={{{executor}, batch: 1}}")
+    assert f"{len(before)} skipped, 0 failed" in output
+    found = driver.rows()
+    assert sorted(row.config["x"] for row in found) == list(range(points))
+    assert all(row.status == "finished" for row in found)
+    started, ended = driver.counts()
+    assert set(ended) == set(range(points))
+    repeated = started.total() - points
+    assert repeated <= kills  # one in flight at each kill
+    assert max(started.values()) <= 1 + repeated
+
+
+def _worker_of(driver, x):
+    """The process that computes the point: the one that has the log's name for it."""
+    pids = re.findall(rf"^pid (\d+) {x}$", driver.log.read_text(), re.MULTILINE)
+    return [int(pid) for pid in pids]
+
+
+@pytest.mark.parametrize(
+    "executor", ["kind: dask, workers: 2", "kind: serial, time_limit: 60"]
+)
+def test_a_point_whose_worker_is_killed_is_tried_again(driver, executor):
+    output = driver.run(
+        "sweep.axes.x={range: [0, 6, 1]}",
+        "behavior=die_once",
+        "bad=3",
+        f"executor={{{executor}, batch: 1, retries: 1}}",
+    )
+    assert "6 computed, 0 skipped, 0 failed" in output
+    found = {row.config["x"]: row for row in driver.rows()}
+    assert {x: row.status for x, row in found.items()} == dict.fromkeys(
+        range(6), "finished"
+    )
+    assert found[3].attempts == 2
+    started, ended = driver.counts()
+    assert started[3] == 2
+    assert ended == dict.fromkeys(range(6), 1)
+
+
+def test_a_point_that_always_kills_its_worker_fails_and_the_others_do_not(driver):
+    output = driver.run(
+        "sweep.axes.x={range: [0, 5, 1]}",
+        "behavior=die",
+        "bad=2",
+        "executor={kind: dask, workers: 1, batch: 4, retries: 1}",
+        code=1,
+    )
+    assert "4 computed, 0 skipped, 1 failed" in output
+    found = {row.config["x"]: row for row in driver.rows()}
+    assert found[2].status == "failed"
+    assert "KilledWorker" in found[2].error
+    assert driver.counts()[0][2] == 2  # and a batch before
+
+
+@pytest.mark.parametrize("executor", ["kind: serial", "kind: dask, workers: 1"])
+def test_a_point_that_never_ends_is_recorded_and_the_others_are_computed(
+    driver, executor
+):
+    arguments = (
+        "sweep.axes.behavior=[raise, nan, hang, ok]",
+        f"executor={{{executor}, batch: 1, time_limit: 3, retries: 0}}",
+    )
+    output = driver.run(*arguments, code=1)
+    assert "2 computed, 0 skipped, 1 failed, 1 timed out" in output
+    found = {row.config["behavior"]: row for row in driver.rows()}
+    assert {name: row.status for name, row in found.items()} == {
+        "raise": "failed",
+        "nan": "finished",
+        "hang": "timed_out",
+        "ok": "finished",
+    }
+    assert "RuntimeError: [bold]point 0 is broken" in found["raise"].error
+    assert str(found["nan"].records[0]["square"]) == "nan"
+    assert "time limit of 3 s" in found["hang"].error
+    assert found["hang"].seconds >= 3.0
+
+
+def test_in_a_batch_that_never_ends_only_the_guilty_point_times_out(driver):
+    output = driver.run(
+        "sweep.axes.x=[1, 2, 3]",
+        "behavior=hang",
+        "bad=2",
+        "executor={batch: 3, time_limit: 1, retries: 0}",
+        code=1,
+    )
+    assert "2 computed, 0 skipped, 0 failed, 1 timed out" in output
+    statuses = {row.config["x"]: row.status for row in driver.rows()}
+    assert statuses == {1: "finished", 2: "timed_out", 3: "finished"}
+
+
+def test_a_second_driver_is_refused_until_the_first_is_dead(driver):
+    first = driver.start("behavior=hang")
+    driver.wait_for(1)
+    output = driver.run("x=2", code=2)
+    assert f"another sweep is writing to {driver.store}" in output
+    assert f"process {first.pid}" in output
+    first.kill()
+    first.communicate()
+    driver.run("x=2")
+    assert [row.config["x"] for row in driver.rows()] == [2]
+
+
+def test_a_full_disk_is_a_clear_error_and_the_sweep_goes_on_after_it(driver):
+    def small_files():
+        # No file can grow: what a full disk does, on any machine.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
+
+    axis = "sweep.axes.x={range: [0, 60, 1]}"
+    output = driver.run(axis, code=2, preexec_fn=small_files)
+    assert "The rows already in it are intact" in output
+    kept = driver.rows()
+    assert 0 < len(kept) < 60
+    output = driver.run(axis)
+    assert f"{len(kept)} skipped" in output
+    assert len(driver.rows()) == 60
+    assert max(driver.counts()[0].values()) <= 2  # the one that could not be kept
+
+
+@pytest.mark.skipif(shutil.which("dask") is None, reason="needs the dask command")
+def test_a_scheduler_and_workers_started_by_hand_serve_a_sweep(driver):
+    del driver
+
+
+def test_a_scheduler_that_is_not_there_is_a_clear_error(driver):
+    arguments = "executor={kind: dask, address: 'tcp://127.0.0.1:9'}"
+    output = driver.run(arguments, code=2)
+    assert "no scheduler answers there" in output
+    with contextlib.suppress(store.StoreError):
+        assert driver.rows() == []
