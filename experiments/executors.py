@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -172,12 +173,14 @@ def _client(executor: Dask) -> Iterator[Any]:
         if address is None:
             address = stack.enter_context(_cluster(executor.workers)).scheduler_address
         try:
-            client = stack.enter_context(Client(address, timeout=20))
+            client = stack.enter_context(Client(address, timeout=10))
         except (OSError, ValueError) as error:
             msg = (
                 f"executor.address = {address!r}: no scheduler answers there ({error})"
             )
             raise ConfigError(msg) from error
+        if not client.scheduler_info()["workers"]:
+            sys.stderr.write(f"{address} has no workers yet: waiting for them\n")
         yield client
 
 

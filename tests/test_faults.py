@@ -1,11 +1,9 @@
 """Nothing computed is lost, and nothing computed twice, whatever is killed or full."""
 
 import contextlib
+import json
 import os
 import random
-import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +18,14 @@ from experiments import store
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.slow
+
+
+SMALL_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Starts a program whose files cannot grow: a full disk, on any machine."""
 
 
 class Driver:
@@ -37,21 +43,23 @@ class Driver:
             "JAX_PLATFORMS": "cpu",
         }
 
-    def start(self, *arguments, **options):
+    def start(self, *arguments, wrapper=()):
         config, runs = str(self.folder / "tiny.yaml"), str(self.folder / "runs")
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments", "sweep", config, "--runs", runs]
-            + ["executor.batch=1", *arguments],
+            [
+                *wrapper,
+                *(sys.executable, "-m", "experiments", "sweep", config),
+                *("--runs", runs, "executor.batch=1", *arguments),
+            ],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            **options,
         )
 
-    def run(self, *arguments, code=0, **options):
-        process = self.start(*arguments, **options)
+    def run(self, *arguments, code=0, wrapper=()):
+        process = self.start(*arguments, wrapper=wrapper)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == code, output
         return output
@@ -86,7 +94,7 @@ def test_killed_drivers_lose_nothing_and_repeat_only_what_was_in_flight(
     points, kills = 40, 4
     axis = (f"sweep.axes.x={{range: [0, {points}, 1]}}", "pause=0.05")
     rng = random.Random(executor)
-    for kill in range(kills):
+    for _ in range(kills):
         process = driver.start(*axis, f"executor={{{executor}, batch: 1}}")
         driver.wait_for(driver.counts()[0].total() + 1)
         time.sleep(rng.uniform(0.0, 0.3))
@@ -94,7 +102,6 @@ def test_killed_drivers_lose_nothing_and_repeat_only_what_was_in_flight(
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert len(driver.rows()) < points, "killed too late to show anything"
-        del kill
     before = {row.key for row in driver.rows()}
     output = driver.run(*axis, f"executor={{{executor}, batch: 1}}")
     assert f"{len(before)} skipped, 0 failed" in output
@@ -103,15 +110,7 @@ def test_killed_drivers_lose_nothing_and_repeat_only_what_was_in_flight(
     assert all(row.status == "finished" for row in found)
     started, ended = driver.counts()
     assert set(ended) == set(range(points))
-    repeated = started.total() - points
-    assert repeated <= kills  # one in flight at each kill
-    assert max(started.values()) <= 1 + repeated
-
-
-def _worker_of(driver, x):
-    """The process that computes the point: the one that has the log's name for it."""
-    pids = re.findall(rf"^pid (\d+) {x}$", driver.log.read_text(), re.MULTILINE)
-    return [int(pid) for pid in pids]
+    assert started.total() <= points + kills  # one in flight at each kill
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,9 @@ def test_a_point_whose_worker_is_killed_is_tried_again(driver, executor):
     assert found[3].attempts == 2
     started, ended = driver.counts()
     assert started[3] == 2
-    assert ended == dict.fromkeys(range(6), 1)
+    assert set(ended) == set(range(6))
+    # A result that the dead worker had not handed over yet is computed again.
+    assert ended.total() <= 7
 
 
 def test_a_point_that_always_kills_its_worker_fails_and_the_others_do_not(driver):
@@ -199,12 +200,8 @@ def test_a_second_driver_is_refused_until_the_first_is_dead(driver):
 
 
 def test_a_full_disk_is_a_clear_error_and_the_sweep_goes_on_after_it(driver):
-    def small_files():
-        # No file can grow: what a full disk does, on any machine.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
-
     axis = "sweep.axes.x={range: [0, 60, 1]}"
-    output = driver.run(axis, code=2, preexec_fn=small_files)
+    output = driver.run(axis, code=2, wrapper=[sys.executable, "-c", SMALL_FILES])
     assert "The rows already in it are intact" in output
     kept = driver.rows()
     assert 0 < len(kept) < 60
@@ -214,9 +211,49 @@ def test_a_full_disk_is_a_clear_error_and_the_sweep_goes_on_after_it(driver):
     assert max(driver.counts()[0].values()) <= 2  # the one that could not be kept
 
 
-@pytest.mark.skipif(shutil.which("dask") is None, reason="needs the dask command")
-def test_a_scheduler_and_workers_started_by_hand_serve_a_sweep(driver):
-    del driver
+def dask(driver, *arguments):
+    command = [sys.executable, "-m", "dask", *arguments]
+    output = subprocess.DEVNULL
+    environment = driver.environment
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, stderr=output
+    )
+
+
+def test_workers_started_by_hand_serve_a_sweep_and_may_be_lost_with_their_node(driver):
+    file = driver.folder / "scheduler.json"
+    host = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file))
+    worker = ("worker", *host, "--nthreads", "1", "--memory-limit", "0", "--no-nanny")
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments):
+            process = dask(driver, *arguments)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        begin("scheduler", *host, "--port", "0", "--dashboard-address", "127.0.0.1:0")
+        first = begin(*worker)
+        deadline = time.monotonic() + 60
+        while not file.exists() or not file.read_text().strip():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        sweep = driver.start(
+            "sweep.axes.x={range: [0, 5, 1]}",
+            "pause=0.5",
+            f"executor={{kind: dask, address: '{address}', batch: 1}}",
+        )
+        driver.wait_for(2)
+        first.kill()
+        begin(*worker)
+        output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, output
+    assert "5 computed, 0 skipped, 0 failed" in output
+    assert sorted(row.config["x"] for row in driver.rows()) == list(range(5))
+    assert (
+        driver.counts()[0].total() <= 7
+    )  # what the first had, and had not handed over
 
 
 def test_a_scheduler_that_is_not_there_is_a_clear_error(driver):
