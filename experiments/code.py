@@ -18,19 +18,27 @@ _PRESENTATION = frozenset(
 `config` is one: what it makes of a config is in the key of the result, validated."""
 
 
-@functools.cache
 def code_version(module: ModuleType) -> str:
     """A hash of everything here that can change what an experiment computes.
 
     That is: all of metalr/, the experiment's module, and what it imports (anywhere in
     its source, and further from there) of its own package and of experiments/, except
-    the modules that only move and show results. A changed comment counts as a change;
-    versions of other packages do not: they are in a result's provenance.
+    what only runs and shows them, and modules named `…_figures`. A changed comment
+    counts as a change; versions of other packages do not: they are in the provenance.
     """
+    return _version(module.__name__)
+
+
+@functools.cache
+def _version(module: str) -> str:
     digest = hashlib.sha256()
     for name, path in sorted((_library() | _behind(module)).items()):
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def _shows(name: str) -> bool:
+    return name in _PRESENTATION or name.endswith("_figures")
 
 
 def _library() -> dict[str, Path]:
@@ -39,14 +47,14 @@ def _library() -> dict[str, Path]:
     return {f"metalr/{path.relative_to(root).as_posix()}": path for path in files}
 
 
-def _behind(module: ModuleType) -> dict[str, Path]:
-    roots = {"experiments", module.__name__.partition(".")[0]}
+def _behind(module: str) -> dict[str, Path]:
+    roots = {"experiments", module.partition(".")[0]}
     found: dict[str, Path] = {}
-    queue = [module.__name__]
+    queue = [module]
     while queue:
         name = queue.pop()
         path = _source(name)
-        if name in found or path is None or name in _PRESENTATION:
+        if name in found or path is None or _shows(name):
             continue
         found[name] = path
         queue += [n for n in _imports(name, path) if n.partition(".")[0] in roots]

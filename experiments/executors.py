@@ -210,7 +210,11 @@ def _cluster(workers: int | None) -> Iterator[Any]:
     }
     with (
         dask.config.set(settings),  # type: ignore[reportPrivateImportUsage]
-        SpecCluster(workers=specs, scheduler=scheduler, silence_logs=quiet) as cluster,
+        SpecCluster(
+            workers=specs,
+            scheduler=scheduler,
+            silence_logs=quiet,  # type: ignore[arg-type]  (annotated as a bool)
+        ) as cluster,
     ):
         yield cluster
 

@@ -244,6 +244,7 @@ def test_a_point_that_raises_is_recorded_and_the_others_are_computed(
         2: "failed",
         3: "finished",
     }
+    assert found[2].error
     assert "Traceback" in found[2].error
     assert "in _behave" in found[2].error
     assert found[2].attempts == 2
@@ -337,11 +338,11 @@ def test_the_key_knows_the_config_and_the_code():
 
 def test_the_code_version_follows_what_computes_and_nothing_else():
     learning_rate = cli.load("learning_rate")
-    behind = set(_behind(learning_rate))
+    behind = set(_behind("experiments.learning_rate"))
     assert {"experiments.learning_rate", "experiments.data"} <= behind
     unrelated = {"cli", "runner", "style", "sweep", "store", "errata", "config"}
     assert not {f"experiments.{name}" for name in unrelated} & behind
-    assert "tests.sweep_points" in _behind(sweep_points)
+    assert "tests.sweep_points" in _behind("tests.sweep_points")
     assert code_version(learning_rate) != code_version(sweep_points)
 
 
@@ -508,7 +509,7 @@ def test_cards_are_those_that_the_process_may_see(monkeypatch):
 def test_a_plan_leaves_a_sound_config_alone():
     content = {"experiment": "learning_rate", "sweep": {"axes": {"steps": [[1], [2]]}}}
     plan = make_plan(content)
-    assert [point.config.steps for point in plan.points] == [(1,), (2,)]
+    assert [point.content["steps"] for point in plan.points] == [[1], [2]]
     with pytest.raises(ConfigError, match="must be one of"):
         make_plan({"experiment": "tests.sweep_points"})
     with pytest.raises(ConfigError, match="leaves none of the 2 points"):
