@@ -54,10 +54,17 @@ def entries(rows: Iterable[Row]) -> list[dict[str, Any]]:
     Their names are those of the row (key, experiment, status, seconds, attempts,
     finished_at, code_version, error), the config's fields under their dotted names
     (`data.name`), and the record's fields. A field that would have the name of an
-    earlier one is `config.NAME` or `record.NAME`. Records of several tables differ by
-    their `table`.
+    earlier one is `config.NAME` or `record.NAME`; the latter is left out where it says
+    the same in all entries. Records of several tables differ by their `table`.
     """
-    return [entry for row in rows for entry in _entries(row)]
+    found = [entry for row in rows for entry in _entries(row)]
+    names = {name for entry in found for name in entry}
+    for name in (name for name in names if name.startswith("record.")):
+        short = name.removeprefix("record.")
+        if all(entry[name] == entry[short] for entry in found if name in entry):
+            for entry in found:
+                entry.pop(name, None)
+    return found
 
 
 def arrays(found: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

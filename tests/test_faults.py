@@ -277,6 +277,29 @@ def test_workers_started_by_hand_serve_a_sweep_and_may_be_lost_with_their_node(d
     )  # what the first had, and had not handed over
 
 
+def test_each_worker_has_a_gpu_of_its_own_where_there_are_several(driver):
+    program = """
+import os
+from distributed import Client
+from experiments.executors import _cluster
+def card():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+with _cluster(None) as cluster, Client(cluster.scheduler_address) as client:
+    client.wait_for_workers(2)
+    print(sorted(client.run(card).values()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=driver.environment | {"CUDA_VISIBLE_DEVICES": "5,7"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "['5', '7']\n", done.stderr
+
+
 def test_a_scheduler_that_is_not_there_is_a_clear_error(driver):
     arguments = "executor={kind: dask, address: 'tcp://127.0.0.1:9'}"
     output = driver.run(arguments, code=2)

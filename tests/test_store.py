@@ -19,7 +19,7 @@ ROW = Row(
     config={"experiment": "tiny", "seed": 0, "data": {"name": "d", "rows": [1, 2]}},
     status="finished",
     error=None,
-    records=[{"T": 1, "loss": 0.5}],
+    records=[{"T": 1, "loss": 0.5, "data.name": "d"}],
     provenance={"code_version": "one"},
     seconds=1.5,
     attempts=1,
@@ -175,6 +175,7 @@ def test_columns_suit_numpy_and_pandas(path):
     np.testing.assert_array_equal(found["T"], [1, 2, np.nan, np.nan])
     np.testing.assert_array_equal(found["loss"], [0.5, 1, np.nan, np.nan])
     np.testing.assert_array_equal(found["record.seed"], [np.nan, 9, np.nan, np.nan])
+    assert "record.data.name" not in found  # says what the config says
     assert found["data.name"].tolist() == ["d", "e", "e", "d"]
     assert found["data.rows"].tolist() == [[1, 2], None, None, [1, 2]]
     assert found["table"].tolist() == [None, None, "curves", None]
