@@ -22,6 +22,9 @@ from experiments.tasks import Job, Outcome, WrongCode, compute, now
 _START_LIMIT = 300.0
 """Seconds until a new process must have imported what it needs."""
 
+_IDLE_LIMIT = 600.0
+"""Seconds without a job after which it ends: a Dask worker may outlive many sweeps."""
+
 
 class _Late(Exception):
     """Nothing came within the limit."""
@@ -136,7 +139,7 @@ def _listen(jobs: queue.SimpleQueue[str]) -> None:
 
 
 def main() -> None:
-    """Compute the jobs that come in, until the input ends."""
+    """Compute the jobs that come in, until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an experiment prints must not look like an answer
 
@@ -147,7 +150,10 @@ def main() -> None:
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     while True:
-        job = Job(*json.loads(jobs.get()))
+        try:
+            job = Job(*json.loads(jobs.get(timeout=_IDLE_LIMIT)))
+        except queue.Empty:
+            return
         importlib.import_module(job.module)
         answer(None)  # the clock starts
         try:

@@ -82,7 +82,8 @@ def run_sweep(plan: Plan, path: Path) -> Totals:
 
 def preview(plan: Plan, path: Path) -> None:
     """Print the points and what a sweep would do with each; nothing is written."""
-    known = {row.key: row.status for row in read(path)} if path.exists() else {}
+    stored = read(path) if path.exists() else []
+    known = {row.key: row.status for row in stored}
     verbs = {"finished": "skip", "failed": "retry", "timed_out": "retry"}
     varied = plan.sections.sweep.names()
     table = Table(title=f"{short_name(plan.module)}: {len(plan.points)} points")
@@ -96,6 +97,9 @@ def preview(plan: Plan, path: Path) -> None:
     wide = Console(width=None if sys.stdout.isatty() else 140)
     wide.print(table)
     wide.print(_summary(plan, actions), highlight=False)
+    old = sum(row.provenance.get("code_version") != plan.code for row in stored)
+    if old:
+        wide.print(f"{old} results of other versions of the code stay in {path}")
 
 
 def _summary(plan: Plan, actions: Mapping[str, int]) -> str:

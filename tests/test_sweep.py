@@ -388,6 +388,33 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(
     out = capsys.readouterr().out
     assert "1 to skip, 1 to retry, 1 to run, 1 equal to another, merged" in out
     assert (log.read_text(), rows(tmp_path)) == before
+    assert "other versions" not in out
+
+
+def test_results_of_earlier_code_are_kept_computed_anew_and_told_apart(
+    sweep, tmp_path, monkeypatch, capsys
+):
+    sweep("executor.batch=1", "x=2")
+    monkeypatch.setattr("experiments.plan.code_version", lambda module: "newer")
+    monkeypatch.setattr("experiments.tasks.code_version", lambda module: "newer")
+    assert sweep("--dry-run", "x=2") == 0
+    out = capsys.readouterr().out
+    assert "1 to run" in out
+    assert "1 results of other versions of the code stay" in out
+    sweep("executor.batch=1", "x=2")
+    versions = [row.provenance["code_version"] for row in rows(tmp_path)]
+    assert versions == [code_version(sweep_points), "newer"]
+    capsys.readouterr()
+    for arguments, count in (([], 1), (["--all"], 2)):
+        results(tmp_path, "--format", "json", "--where", "square=4", *arguments)
+        assert len(json.loads(capsys.readouterr().out)) == count
+
+
+def test_a_worker_with_other_sources_stops_the_sweep(sweep, monkeypatch, capsys, log):
+    monkeypatch.setattr("experiments.plan.code_version", lambda module: "driver's")
+    assert sweep() == 2
+    assert "install the same metalr there" in capsys.readouterr().err
+    assert log.read_text() == ""
 
 
 def results(tmp_path, *arguments):
