@@ -16,6 +16,7 @@ from . import (
     tasks as tasks,
     theory as theory,
 )
+from .guard import guard as guard
 from .hypergrad import (
     EvolutionStrategies as EvolutionStrategies,
     Forward as Forward,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ._checks import float_leaves, one_dtype, path_name, positive_int
 from ._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
 from .checkpointing import scan
+from .guard import guard
 from .microbatch import in_microbatches
 from .per_step import PerStep
 
@@ -59,6 +60,10 @@ class Unrolled:
         microbatch: examples of a batch whose gradient is computed at once. For a loss
             that is a mean over the leading axis of the batch: the same gradient, with
             the activations of so many examples in memory.
+        guarded: whether derivatives stay finite where a square root of the optimizer
+            meets 0 (`guard`); the run is the same, bit for bit. False differentiates
+            the optimizer as JAX does: nan through Adam once a coordinate has no
+            gradient.
 
     Raises:
         ValueError: for a `steps` that is not a natural number, batches of another
@@ -90,6 +95,7 @@ class Unrolled:
     outer_loss: OuterLoss | None = None
     checkpoints: int | None = None
     microbatch: int | None = None
+    guarded: bool = True
 
     def __post_init__(self) -> None:
         for name in ("loss", "optimizer"):
@@ -100,6 +106,9 @@ class Unrolled:
             msg = (
                 f"steps = {self.steps!r} must be a Python int: it is the scan's length"
             )
+            raise ValueError(msg)
+        if not isinstance(self.guarded, bool):
+            msg = f"guarded = {self.guarded!r} must be True or False"
             raise ValueError(msg)
         if self.steps < 0:
             msg = f"steps = {self.steps} must be ≥ 0: it counts updates"
@@ -149,10 +158,17 @@ class Unrolled:
         dtype = one_dtype(jax.eval_shape(self._start, hyper), "params")
         return jax.tree.map(lambda leaf: leaf.astype(dtype), hyper)
 
+    def transformation(self, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
+        """The optimizer of the run, guarded unless told otherwise."""
+        optimizer = self.optimizer(hyper)
+        if self.guarded:
+            return guard(optimizer)
+        return optax.with_extra_args_support(optimizer)
+
     def init(self, hyper: Hyper) -> State:
         """The state before the first update."""
         params = _tag(self._start(hyper), "params")
-        return State(params, self.optimizer(hyper).init(params))
+        return State(params, self.transformation(hyper).init(params))
 
     def step(
         self, hyper: Hyper, state: State, index: int | jax.Array
@@ -185,8 +201,7 @@ class Unrolled:
         index: int | jax.Array,
     ) -> State:
         """The state that the optimizer makes of a gradient."""
-        optimizer = optax.with_extra_args_support(self.optimizer(hyper))
-        updates, opt_state = optimizer.update(
+        updates, opt_state = self.transformation(hyper).update(
             grads,
             state.opt_state,
             state.params,
