@@ -32,15 +32,24 @@ INFINITE, LINEAR = frozenset({"infinite"}), frozenset({"linear"})
 _NOTHING: Facts = frozenset()
 
 
-def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of pytrees of arrays, computed alike, differentiated guarded."""
+def guarded(
+    function: Callable[..., Any], infinite: Sequence[bool] = ()
+) -> Callable[..., Any]:
+    """`function` of pytrees of arrays, computed alike, differentiated guarded.
+
+    Args:
+        function: what to run; traced, and called as it is where no primitive offends.
+        infinite: for each leaf of the arguments whether it comes from a pole.
+    """
 
     def run(*arguments: Any) -> Any:
         program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        if not offends(program.jaxpr):
+        if not any(infinite) and not offends(program.jaxpr):
             return function(*arguments)
         leaves = jax.tree.leaves(arguments)
-        out, _ = _evaluate(program, leaves, [_NOTHING] * len(leaves))
+        marks = infinite or [False] * len(leaves)
+        facts = [INFINITE if mark else _NOTHING for mark in marks]
+        out, _ = _evaluate(program, leaves, facts)
         return jax.tree.unflatten(jax.tree.structure(shape), out)
 
     return run
@@ -122,7 +131,7 @@ def _primitive(
     if sum(linear) == 1 and (product or (eqn.primitive.name == "div" and linear[0])):
         out = linear_call(eqn, operands, linear.index(True))
     elif has_pole(eqn) or (product and any(infinite)):
-        out = guarded_call(eqn, operands, guarded)
+        out = guarded_call(eqn, operands, tuple(infinite), guarded)
     else:
         return _bind(eqn, operands), [made] * len(eqn.outvars)
     return [out], [made]

@@ -4,8 +4,9 @@ Each is wrapped in `guarded_p`, which computes the very same primitive, so that 
 forward pass does not change. Its tangent is $\sum_i J_i\,\dot x_i$ with the primitive's
 own partial derivatives, except that
 
-    a partial derivative that is not finite, at operands that are not nan, is 0.
+    a partial derivative that is not finite, at operands that are not nan, is 0
 
+(an operand that comes from another pole may be nan: 0/0 that is selected away later).
 So $0 \cdot \infty$ is 0. A sum of squares that is 0 has a derivative of 0, and
 $\sqrt{v} = |g|$ gets the symmetric derivative of $|g|$ at 0. The partial derivatives
 are themselves made of guarded primitives: every further derivative obeys the same rule.
@@ -26,7 +27,7 @@ from jax.interpreters import ad, batching, mlir
 Apply: TypeAlias = Callable[..., Any]
 
 guarded_p = Primitive("guarded")
-"""`guarded_p.bind(*operands, jaxpr=…, guard=…)`: the one equation of `jaxpr`."""
+"""`guarded_p.bind(*operands, jaxpr=…, …)` computes the one equation of `jaxpr`."""
 
 _POLES = frozenset(
     {
@@ -46,11 +47,6 @@ _POLES = frozenset(
     }
 )
 """Elementwise primitives with an unbounded derivative at finite operands."""
-
-_UNBOUNDED = frozenset(
-    {"atanh", "div", "erf_inv", "integer_pow", "log", "log1p", "pow", "rsqrt"}
-)
-"""Those among them whose value may itself be infinite or nan."""
 
 _CARRIES = frozenset(
     {
@@ -94,15 +90,23 @@ def may_be_infinite(eqn: JaxprEqn, operands: Sequence[bool]) -> bool:
     """Whether the result may be inf or nan, given which operands may be."""
     if eqn.primitive is guarded_p:
         eqn = eqn.params["jaxpr"].jaxpr.eqns[0]
-    if eqn.primitive.name in _UNBOUNDED:
-        return has_pole(eqn) or any(operands)
-    return eqn.primitive.name in _CARRIES and any(operands)
+    return has_pole(eqn) or (eqn.primitive.name in _CARRIES and any(operands))
 
 
-def guarded_call(eqn: JaxprEqn, operands: Sequence[Any], guard: Apply) -> Any:
-    """The primitive of `eqn`; `guard` makes a function run guarded."""
+def guarded_call(
+    eqn: JaxprEqn, operands: Sequence[Any], infinite: tuple[bool, ...], guard: Apply
+) -> Any:
+    """The primitive of `eqn`, guarded.
+
+    Args:
+        eqn: gives primitive and parameters.
+        operands: its operands.
+        infinite: which of them come from a pole.
+        guard: makes a function run guarded (`_guarded.guarded`).
+    """
     bind = lambda *operands: eqn.primitive.bind(*operands, **eqn.params)
-    return guarded_p.bind(*operands, jaxpr=jax.make_jaxpr(bind)(*operands), guard=guard)
+    jaxpr = jax.make_jaxpr(bind)(*operands)
+    return guarded_p.bind(*operands, jaxpr=jaxpr, infinite=infinite, guard=guard)
 
 
 def linear_call(eqn: JaxprEqn, operands: Sequence[Any], direction: int) -> Any:
@@ -120,37 +124,39 @@ def linear_call(eqn: JaxprEqn, operands: Sequence[Any], direction: int) -> Any:
     return jnp.where(usable, out, jnp.zeros_like(out))
 
 
-def _compute(*operands: Any, jaxpr: ClosedJaxpr, guard: Apply) -> Any:
-    del guard
+def _compute(*operands: Any, jaxpr: ClosedJaxpr, **_: Any) -> Any:
     return jaxpr_as_fun(jaxpr)(*operands)[0]
 
 
 def _jvp(
-    operands: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any, guard: Apply
+    operands: Sequence[Any], tangents: Sequence[Any], **params: Any
 ) -> tuple[Any, Any]:
-    out = guarded_p.bind(*operands, jaxpr=jaxpr, guard=guard)
     parts = [
-        _masked_partial(jaxpr, guard, index, operands) * tangent
+        _masked_partial(index, operands, **params) * tangent
         for index, tangent in enumerate(tangents)
         if type(tangent) is not ad.Zero
     ]
-    return out, sum(parts[1:], parts[0])
+    return guarded_p.bind(*operands, **params), sum(parts[1:], parts[0])
 
 
 def _masked_partial(
-    jaxpr: ClosedJaxpr, guard: Apply, index: int, operands: Sequence[Any]
+    index: int,
+    operands: Sequence[Any],
+    *,
+    jaxpr: ClosedJaxpr,
+    infinite: tuple[bool, ...],
+    guard: Apply,
 ) -> Any:
     """The derivative in one operand, elementwise; 0 where it is not usable."""
     (eqn,) = jaxpr.jaxpr.eqns
     formulas = _PARTIALS.get(eqn.primitive.name)
     partial = formulas[index] if formulas else _partial_by_jax(jaxpr, index)
-    factor = guard(partial)(*operands)
+    factor = guard(partial, infinite)(*operands)
     usable = jnp.isfinite(factor)
-    # A product is guarded because of an operand that is not finite, nan included.
-    if eqn.primitive.name != "mul":
-        for atom, operand in zip(eqn.invars, operands, strict=True):
-            if _is_float(atom) and isinstance(operand, jax.Array):
-                usable |= operand != operand  # noqa: PLR0124 (nan)
+    for atom, operand, pole in zip(eqn.invars, operands, infinite, strict=True):
+        # The nan of a diverged run is kept; 0/0, to be selected away, is not.
+        if not pole and _is_float(atom) and isinstance(operand, jax.Array):
+            usable |= operand != operand  # noqa: PLR0124 (nan)
     usable, factor = jnp.broadcast_arrays(usable, factor)
     return jax.lax.select(usable, factor, jnp.zeros_like(factor))
 
@@ -167,10 +173,15 @@ def _partial_by_jax(jaxpr: ClosedJaxpr, index: int) -> Apply:
 
 
 def _batch(
-    operands: Sequence[Any], axes: Sequence[Any], *, jaxpr: Any, guard: Apply
+    operands: Sequence[Any],
+    axes: Sequence[Any],
+    *,
+    jaxpr: ClosedJaxpr,
+    infinite: tuple[bool, ...],
+    guard: Apply,
 ) -> tuple[Any, int]:
     function = lambda *operands: jaxpr_as_fun(jaxpr)(*operands)[0]
-    return guard(jax.vmap(function, tuple(axes)))(*operands), 0
+    return guard(jax.vmap(function, tuple(axes)), infinite)(*operands), 0
 
 
 def _is_float(atom: Any) -> bool:
@@ -178,7 +189,7 @@ def _is_float(atom: Any) -> bool:
 
 
 guarded_p.def_impl(_compute)
-guarded_p.def_abstract_eval(lambda *_, jaxpr, guard: jaxpr.out_avals[0])
+guarded_p.def_abstract_eval(lambda *_, jaxpr, **__: jaxpr.out_avals[0])
 ad.primitive_jvps[guarded_p] = _jvp
 batching.primitive_batchers[guarded_p] = _batch
 mlir.register_lowering(guarded_p, mlir.lower_fun(_compute, multiple_results=False))
