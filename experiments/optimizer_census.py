@@ -5,7 +5,7 @@ them as a function of the learning rate. Cases: every coordinate has a gradient;
 none (it is dead, as behind a ReLU that never opens); all are dead. First and second
 derivatives in both modes, unguarded beside guarded, against central differences.
 Claim: six common optimizers give nan as soon as one coordinate is dead; guarded, every
-derivative is finite and right, and the run is the same to the last bit.
+derivative that exists is finite and right, and the run is the same to the last bit.
 """
 
 import functools
@@ -44,8 +44,13 @@ NOT_RUN = {
 }
 """Optimizers that optax exports and that the census leaves out, each with its reason."""
 
-NOT_SMOOTH: dict[str, str] = {}
-"""Those whose derivatives are finite but are not what differences show, with reasons."""
+_RATIO = "the run itself is nan: its distance estimate is 0/0 without any gradient"
+NOT_DIFFERENTIABLE = {
+    ("dadapt_adamw", "all dead"): _RATIO,
+    ("prodigy", "all dead"): _RATIO,
+    ("galore", "all dead"): "singular vectors of a zero gradient have no derivative",
+}
+"""Optimizer and case where no derivative exists, each with its reason."""
 
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "polyak_sgd": lambda rate: optax.polyak_sgd(scaling=rate),
@@ -154,9 +159,7 @@ def same_bits(make: Callable[[Any], Any], rate: float, steps: int) -> bool:
     return np.array(ends[0]).tobytes() == np.array(ends[1]).tobytes()
 
 
-def examine(
-    name: str, rate: float, steps: int, *, plain: bool = True
-) -> list[Record]:
+def examine(name: str, rate: float, steps: int, *, plain: bool = True) -> list[Record]:
     """One record for each case: what is finite, and how far from differences.
 
     Central differences of the value, and of the reverse derivative for the second. With
@@ -185,10 +188,12 @@ def examine(
                 "case": case,
                 "unguarded_finite": f"{sum(finite)} of {len(finite)}",
                 "guarded_finite": f"{int(np.isfinite(guarded).sum())} of {len(MODES)}",
+                "value": float(value[index, 0]),
                 "slope": guarded[1],
                 "first_error": _error(guarded[:2], expected[:2], value[index, 0]),
                 "second_error": _error(guarded[2:], expected[2:], guarded[1]),
                 "same_bits": bits,
+                "reason": NOT_DIFFERENTIABLE.get((name, case)),
                 "unguarded": [float(d[index, 0]) for d in unguarded],
                 "guarded": guarded,
                 "expected": expected,

@@ -233,4 +233,6 @@ def _own_primal(eqn: JaxprEqn) -> Callable[..., Any]:
 
 def _no_tangent(primal: Any) -> Any:
     smooth = jnp.issubdtype(primal.dtype, jnp.inexact)
-    return jnp.zeros_like(primal) if smooth else np.zeros(primal.shape, jax.dtypes.float0)
+    return (
+        jnp.zeros_like(primal) if smooth else np.zeros(primal.shape, jax.dtypes.float0)
+    )

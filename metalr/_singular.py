@@ -66,9 +66,9 @@ _CARRIES = frozenset(
 """Primitives that hand on a value that is not finite."""
 
 _PARTIALS: dict[str, tuple[Apply, ...]] = {
-    "div": (lambda a, b: 1.0 / b, lambda a, b: -(a / b) / b),
+    "div": (lambda _, b: 1.0 / b, lambda a, b: -(a / b) / b),
     "log": (lambda x: 1.0 / x,),
-    "mul": (lambda a, b: b, lambda a, b: a),
+    "mul": (lambda _, b: b, lambda a, _: a),
     "rsqrt": (lambda x: -0.5 * jax.lax.rsqrt(x) / x,),
     "sqrt": (lambda x: 0.5 / jnp.sqrt(x),),
 }
@@ -82,8 +82,9 @@ def has_pole(eqn: JaxprEqn) -> bool:
         return eqn.params["y"] < 0
     if name not in _POLES or not _is_float(eqn.outvars[0]):
         return False
-    by_constant = name == "div" and isinstance(eqn.invars[1], Literal)
-    return not (by_constant and eqn.invars[1].val != 0)
+    if name == "div" and isinstance(eqn.invars[1], Literal):
+        return bool(eqn.invars[1].val == 0)
+    return True
 
 
 def may_be_infinite(eqn: JaxprEqn, operands: Sequence[bool]) -> bool:
