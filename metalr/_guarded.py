@@ -228,7 +228,7 @@ def _with_own_vjp(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 def _own_primal(eqn: JaxprEqn) -> Callable[..., Any]:
     # Guarded, too: where JAX drops the rule (see `_singular`), this is differentiated.
     program = eqn.params["call_jaxpr"]
-    return guarded(lambda *operands: jaxpr_as_fun(program)(*operands))
+    return guarded(jaxpr_as_fun(program))
 
 
 def _no_tangent(primal: Any) -> Any:
