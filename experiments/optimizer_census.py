@@ -40,6 +40,7 @@ NOT_RUN = {
     "dpsgd": "takes a gradient for each example, and an inner loss gives their mean",
     "lbfgs": "its line search is a while loop, which reverse mode cannot pass; its "
     "number of iterations is not a smooth function",
+    "optimistic_adam": "deprecated by optax; optimistic_adam_v2 is run",
     "sam": "wraps two optimizers; it takes no learning rate of its own",
 }
 """Optimizers that optax exports and that are left out, each with its reason."""
@@ -164,8 +165,8 @@ def examine(name: str, rate: float, steps: int, *, plain: bool = True) -> list[R
 
     Central differences of the value, and of the reverse derivative for the second. With
     step h = ε^(1/3)·rate the error is about h² of the third derivative and ε/h of the
-    value: about 1e-8 of either, so 1e-6 separates right from wrong. `plain=False` leaves
-    the unguarded derivatives out.
+    value: about 1e-8 of either, so 1e-6 separates right from wrong. `plain=False`
+    leaves the unguarded derivatives out.
     """
     make = optimizers()[name]
     step = rate * float(jnp.finfo(jnp.asarray(rate).dtype).eps) ** (1 / 3)
