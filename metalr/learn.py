@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from . import _outer as outer
 from ._checks import float_leaves, path_name
-from ._outer import Newton, Point
+from ._outer import Newton, Point, Rule
 from ._types import Hyper, Scalar, ScalarLike
 from .hypergrad import Engine, Reverse
 from .hypergrad._engine import Objective
@@ -29,6 +29,13 @@ class History(NamedTuple):
     grad_norm: Float[Array, "*batch rows"]  # in the outer variables (log η if log)
 
 
+class LearnState(NamedTuple):
+    """Where the outer loop stands: pass it to `learn` to continue from there."""
+
+    point: Point
+    rule: PyTree  # the outer optimizer's own state
+
+
 class Learned(NamedTuple):
     """What the outer loop found."""
 
@@ -37,6 +44,7 @@ class Learned(NamedTuple):
     history: History
     converged: Bool[Array, "*batch"]  # the tolerance was met
     steps: Int[Array, "*batch"]  # outer steps made
+    state: LearnState
 
 
 def learn(
@@ -49,6 +57,7 @@ def learn(
     log: PyTree[bool] = False,
     rtol: float = 1e-8,
     atol: float = 0.0,
+    state: LearnState | None = None,
 ) -> Learned:
     r"""Minimize an objective over its hyperparameters, by hypergradients.
 
@@ -64,9 +73,12 @@ def learn(
     What it can find is what the run resolves: where $L_T - L_\infty$ at the optimum is
     below rounding (a single eigenvalue and many steps), a range of rates is equal.
 
-    Runs as one compiled program; composes with `jit` and `vmap` (over starts or over
+    Runs as a compiled loop; composes with `jit` and `vmap` (over starts or over
     tasks). Not to be differentiated. Memory: that of the engine, and one row of
     history an outer step.
+
+    A loop can be continued: k steps, m times over, are the k m steps at once, bit for
+    bit (row 0 of each further history repeats the last of the one before).
 
     Args:
         objective: an `Unrolled`, or any traceable scalar function.
@@ -79,15 +91,18 @@ def learn(
             is a prefix of it.
         rtol: tolerance on the gradient's norm, relative to |value|.
         atol: absolute tolerance on the gradient's norm.
+        state: `learned.state` of an earlier call that differs in `steps` alone: make up
+            to `steps` further steps from there. Pass `hyper=learned.hyper` with it.
 
     Returns:
-        `Learned(hyper, value, history, converged, steps)`. A start that has diverged is
-        returned as it is, with `converged` False.
+        `Learned(hyper, value, history, converged, steps, state)`. A start that has
+        diverged is returned as it is, with `converged` False.
 
     Raises:
         ValueError: for hyper that is not floating (or not positive where `log` is
             set), a negative `steps` or tolerance, `Newton` on more than one scalar,
-            or a hyperparameter that the objective does not depend on.
+            a hyperparameter that the objective does not depend on, or a `state`
+            that this outer optimizer does not make of this hyper.
 
     Example:
         >>> import jax.numpy as jnp, optax, metalr
@@ -117,30 +132,97 @@ def learn(
                 f"{[leaf.shape for leaf in leaves]}: use an optax optimizer"
             )
             raise ValueError(msg)
-    return _compiled(
-        as_pytree(objective),
-        hyper,
-        outer_optimizer=outer_optimizer,
-        steps=steps,
-        engine=as_pytree(engine),
-        logs=logs,
-        rtol=rtol,
-        atol=atol,
+    problem = (as_pytree(objective), as_pytree(engine))
+    static = {"outer_optimizer": outer_optimizer, "logs": logs}
+    if state is None:
+        state = _begin(*problem, hyper, **static)
+    else:
+        _check_state(state, _begin.eval_shape(*problem, hyper, **static))
+    return _loop(*problem, hyper, state, rtol, atol, steps=steps, **static)
+
+
+@functools.partial(jax.jit, static_argnames=("outer_optimizer", "logs"))
+def _begin(
+    objective: Any,
+    engine: Any,
+    hyper: Hyper,
+    *,
+    outer_optimizer: optax.GradientTransformation | Newton,
+    logs: tuple[bool, ...],
+) -> LearnState:
+    """Where the loop starts; a program of its own, so that the loop is one as well."""
+    rule = _rule(objective, engine, outer_optimizer, logs)
+    point = rule.evaluate(_map_logs(jnp.log, logs, hyper))
+    state = LearnState(point, rule.init(point))
+    # Not weakly typed: what a file gives back is not, and it is the same program then.
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf).astype(jnp.result_type(leaf)), state
     )
 
 
 @functools.partial(jax.jit, static_argnames=("outer_optimizer", "steps", "logs"))
-def _compiled(
+def _loop(
     objective: Any,
+    engine: Any,
     hyper: Hyper,
+    state: LearnState,
+    rtol: ScalarLike,
+    atol: ScalarLike,
     *,
     outer_optimizer: optax.GradientTransformation | Newton,
     steps: int,
-    engine: Any,
     logs: tuple[bool, ...],
-    rtol: ScalarLike,
-    atol: ScalarLike,
 ) -> Learned:
+    rule = _rule(objective, engine, outer_optimizer, logs)
+
+    def small(point: Point) -> Array:
+        return optax.tree.norm(point.grad) <= atol + rtol * jnp.abs(point.value)
+
+    def row(point: Point) -> History:
+        return History(
+            _map_logs(jnp.exp, logs, point.z), point.value, optax.tree.norm(point.grad)
+        )
+
+    history = jax.tree.map(
+        lambda x: jnp.full((steps + 1, *x.shape), jnp.nan, x.dtype).at[0].set(x),
+        row(state.point),
+    )
+
+    def going(carry: tuple) -> Array:
+        step, (point, inner), _ = carry
+        stopped = small(point) | rule.exhausted(point, inner) | ~outer.finite(point)
+        return (step < steps) & ~stopped
+
+    def outer_step(carry: tuple) -> tuple:
+        step, state, history = carry
+        point, inner = rule.step(*state)
+        history = jax.tree.map(
+            lambda rows, x: rows.at[step + 1].set(x), history, row(point)
+        )
+        return step + 1, LearnState(point, inner), history
+
+    count, state, history = jax.lax.while_loop(
+        going, outer_step, (jnp.zeros((), jnp.int32), state, history)
+    )
+    point = state.point
+    converged = (small(point) | rule.exhausted(*state)) & outer.finite(point)
+    # The start is returned as given, not through exp(log(·)).
+    final = jax.tree.map(
+        lambda h, z: jnp.where(count == 0, h, z),
+        hyper,
+        _map_logs(jnp.exp, logs, point.z),
+    )
+    return Learned(final, point.value, history, converged, count, state)
+
+
+def _rule(
+    objective: Any,
+    engine: Any,
+    outer_optimizer: optax.GradientTransformation | Newton,
+    logs: tuple[bool, ...],
+) -> Rule:
+    """The outer method on the objective as a function of z."""
+
     def to_hyper(z: PyTree) -> Hyper:
         return _map_logs(jnp.exp, logs, z)
 
@@ -156,46 +238,24 @@ def _compiled(
         return value, jax.tree.unflatten(jax.tree.structure(z), chained)
 
     if isinstance(outer_optimizer, Newton):
-        rule = outer.newton(outer_optimizer, value_and_grad)
-    else:
-        rule = outer.gradient(
-            outer_optimizer, value_and_grad, lambda z: objective(to_hyper(z))
+        return outer.newton(outer_optimizer, value_and_grad)
+    return outer.gradient(
+        outer_optimizer, value_and_grad, lambda z: objective(to_hyper(z))
+    )
+
+
+def _check_state(state: LearnState, expected: LearnState) -> None:
+    """Refuse the state of another loop."""
+    given, made = (
+        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+        for tree in (state, expected)
+    )
+    if jax.tree.structure(given) != jax.tree.structure(made) or given != made:
+        msg = (
+            f"state is {given}, but this outer_optimizer makes {made} of this hyper: "
+            "pass learned.state of a call with the same outer_optimizer, and its hyper"
         )
-
-    def small(point: Point) -> Array:
-        return optax.tree.norm(point.grad) <= atol + rtol * jnp.abs(point.value)
-
-    def row(point: Point) -> History:
-        return History(to_hyper(point.z), point.value, optax.tree.norm(point.grad))
-
-    start = rule.evaluate(_map_logs(jnp.log, logs, hyper))
-    history = jax.tree.map(
-        lambda x: jnp.full((steps + 1, *x.shape), jnp.nan, x.dtype).at[0].set(x),
-        row(start),
-    )
-
-    def going(carry: tuple) -> Array:
-        step, point, state, _ = carry
-        stopped = small(point) | rule.exhausted(point, state) | ~outer.finite(point)
-        return (step < steps) & ~stopped
-
-    def outer_step(carry: tuple) -> tuple:
-        step, point, state, history = carry
-        point, state = rule.step(point, state)
-        history = jax.tree.map(
-            lambda rows, x: rows.at[step + 1].set(x), history, row(point)
-        )
-        return step + 1, point, state, history
-
-    count, point, state, history = jax.lax.while_loop(
-        going, outer_step, (jnp.zeros((), jnp.int32), start, rule.init(start), history)
-    )
-    converged = (small(point) | rule.exhausted(point, state)) & outer.finite(point)
-    # The start is returned as given, not through exp(log(·)).
-    final = jax.tree.map(
-        lambda h, z: jnp.where(count == 0, h, z), hyper, to_hyper(point.z)
-    )
-    return Learned(final, point.value, history, converged, count)
+        raise ValueError(msg)
 
 
 def _map_logs(function: Any, logs: Sequence[bool], tree: PyTree) -> PyTree:
