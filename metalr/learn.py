@@ -29,6 +29,16 @@ class History(NamedTuple):
     grad_norm: Float[Array, "*batch rows"]  # in the outer variables (log η if log)
 
 
+class _Problem(NamedTuple):
+    objective: Any
+    engine: Any
+
+
+class _Method(NamedTuple):
+    outer_optimizer: optax.GradientTransformation | Newton
+    logs: tuple[bool, ...]  # one for each leaf of hyper
+
+
 class LearnState(NamedTuple):
     """Where the outer loop stands: pass it to `learn` to continue from there."""
 
@@ -132,27 +142,20 @@ def learn(
                 f"{[leaf.shape for leaf in leaves]}: use an optax optimizer"
             )
             raise ValueError(msg)
-    problem = (as_pytree(objective), as_pytree(engine))
-    static = {"outer_optimizer": outer_optimizer, "logs": logs}
+    problem = _Problem(as_pytree(objective), as_pytree(engine))
+    method = _Method(outer_optimizer, logs)
     if state is None:
-        state = _begin(*problem, hyper, **static)
+        state = _begin(problem, hyper, method=method)
     else:
-        _check_state(state, _begin.eval_shape(*problem, hyper, **static))
-    return _loop(*problem, hyper, state, rtol, atol, steps=steps, **static)
+        _check_state(state, _begin.eval_shape(problem, hyper, method=method))
+    return _loop(problem, hyper, state, rtol, atol, method=method, steps=steps)
 
 
-@functools.partial(jax.jit, static_argnames=("outer_optimizer", "logs"))
-def _begin(
-    objective: Any,
-    engine: Any,
-    hyper: Hyper,
-    *,
-    outer_optimizer: optax.GradientTransformation | Newton,
-    logs: tuple[bool, ...],
-) -> LearnState:
+@functools.partial(jax.jit, static_argnames=("method",))
+def _begin(problem: _Problem, hyper: Hyper, *, method: _Method) -> LearnState:
     """Where the loop starts; a program of its own, so that the loop is one as well."""
-    rule = _rule(objective, engine, outer_optimizer, logs)
-    point = rule.evaluate(_map_logs(jnp.log, logs, hyper))
+    rule = _rule(problem, method)
+    point = rule.evaluate(_map_logs(jnp.log, method.logs, hyper))
     state = LearnState(point, rule.init(point))
     # Not weakly typed: what a file gives back is not, and it is the same program then.
     return jax.tree.map(
@@ -160,28 +163,27 @@ def _begin(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("outer_optimizer", "steps", "logs"))
+@functools.partial(jax.jit, static_argnames=("method", "steps"))
 def _loop(
-    objective: Any,
-    engine: Any,
+    problem: _Problem,
     hyper: Hyper,
     state: LearnState,
     rtol: ScalarLike,
     atol: ScalarLike,
     *,
-    outer_optimizer: optax.GradientTransformation | Newton,
+    method: _Method,
     steps: int,
-    logs: tuple[bool, ...],
 ) -> Learned:
-    rule = _rule(objective, engine, outer_optimizer, logs)
+    rule = _rule(problem, method)
+
+    def to_hyper(point: Point) -> Hyper:
+        return _map_logs(jnp.exp, method.logs, point.z)
 
     def small(point: Point) -> Array:
         return optax.tree.norm(point.grad) <= atol + rtol * jnp.abs(point.value)
 
     def row(point: Point) -> History:
-        return History(
-            _map_logs(jnp.exp, logs, point.z), point.value, optax.tree.norm(point.grad)
-        )
+        return History(to_hyper(point), point.value, optax.tree.norm(point.grad))
 
     history = jax.tree.map(
         lambda x: jnp.full((steps + 1, *x.shape), jnp.nan, x.dtype).at[0].set(x),
@@ -208,40 +210,34 @@ def _loop(
     converged = (small(point) | rule.exhausted(*state)) & outer.finite(point)
     # The start is returned as given, not through exp(log(·)).
     final = jax.tree.map(
-        lambda h, z: jnp.where(count == 0, h, z),
-        hyper,
-        _map_logs(jnp.exp, logs, point.z),
+        lambda h, z: jnp.where(count == 0, h, z), hyper, to_hyper(point)
     )
     return Learned(final, point.value, history, converged, count, state)
 
 
-def _rule(
-    objective: Any,
-    engine: Any,
-    outer_optimizer: optax.GradientTransformation | Newton,
-    logs: tuple[bool, ...],
-) -> Rule:
-    """The outer method on the objective as a function of z."""
+def _rule(problem: _Problem, method: _Method) -> Rule:
+    """The outer method, on the objective as a function of z."""
 
     def to_hyper(z: PyTree) -> Hyper:
-        return _map_logs(jnp.exp, logs, z)
+        return _map_logs(jnp.exp, method.logs, z)
+
+    def value(z: PyTree) -> Scalar:
+        return problem.objective(to_hyper(z))
 
     def value_and_grad(z: PyTree) -> tuple[Scalar, PyTree]:
         point = to_hyper(z)
-        value, grad = hypergradient(objective, point, engine)
+        value, grad = hypergradient(problem.objective, point, problem.engine)
         chained = [
             g * h if flag else g
             for g, h, flag in zip(
-                jax.tree.leaves(grad), jax.tree.leaves(point), logs, strict=True
+                jax.tree.leaves(grad), jax.tree.leaves(point), method.logs, strict=True
             )
         ]
         return value, jax.tree.unflatten(jax.tree.structure(z), chained)
 
-    if isinstance(outer_optimizer, Newton):
-        return outer.newton(outer_optimizer, value_and_grad)
-    return outer.gradient(
-        outer_optimizer, value_and_grad, lambda z: objective(to_hyper(z))
-    )
+    if isinstance(method.outer_optimizer, Newton):
+        return outer.newton(method.outer_optimizer, value_and_grad)
+    return outer.gradient(method.outer_optimizer, value_and_grad, value)
 
 
 def _check_state(state: LearnState, expected: LearnState) -> None:

@@ -42,9 +42,12 @@ def assert_identical(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert (a.dtype, a.shape) == (e.dtype, e.shape)
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, e = jax.random.key_data(a), jax.random.key_data(e)
-        assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
+        assert bits(a) == bits(e)
+
+
+def bits(leaf):
+    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if key else leaf).tobytes()
 
 
 PAIR = {"rate": 0.3, "momentum": 0.1}
