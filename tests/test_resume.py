@@ -1,5 +1,7 @@
 """A loop that is interrupted and continued is the loop that was not, bit for bit."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 import pytest
 
 import metalr
+from experiments.config import ConfigError
+from experiments.resume import learn_resumably
 from metalr.problems import least_squares
 from tests.helpers import regression
 
@@ -106,3 +110,100 @@ def test_the_state_of_another_loop_is_refused():
         metalr.learn(
             objective(), PAIR, outer_optimizer=adam, steps=1, state=learned.state
         )
+
+
+LOOP = {"outer_optimizer": optax.adam(0.1), "log": True, "engine": metalr.Forward()}
+
+
+def resumably(folder, **more):
+    options = {"every": 4, "steps": 10, "fingerprint": "this problem", **LOOP, **more}
+    return learn_resumably(objective(), PAIR, folder=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return metalr.learn(objective(), PAIR, steps=10, **LOOP)
+
+
+class Stop(Exception):
+    """A kill that Python can see."""
+
+
+def stop_at(made):
+    def on_progress(learned):
+        if int(learned.steps) == made:
+            raise Stop
+
+    return on_progress
+
+
+def checkpoints(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir())
+
+
+def test_a_loop_stopped_between_chunks_ends_as_if_it_had_not_been(
+    tmp_path, whole, capfd
+):
+    with pytest.raises(Stop):
+        resumably(tmp_path, on_progress=stop_at(8))
+    assert checkpoints(tmp_path) == [4, 8]
+    seen = []
+    learned = resumably(tmp_path, on_progress=seen.append)
+    assert [int(known.steps) for known in seen] == [8, 10]
+    assert_identical(learned, whole)
+    for known in seen:
+        made = int(known.steps) + 1
+        assert np.all(np.isnan(known.history.value[made:]))
+        np.testing.assert_array_equal(
+            known.history.value[:made], whole.history.value[:made]
+        )
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Checkpoints after 4 and 8 of 10 steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stop):
+        resumably(folder, on_progress=stop_at(8))
+    return folder
+
+
+def flip(checkpoint):
+    """One bit of a learned number's file: orbax itself does not see all of them."""
+    path = max(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swap(checkpoint):
+    """The checkpoint before, under this name."""
+    shutil.rmtree(checkpoint)
+    shutil.copytree(checkpoint.with_name("4"), checkpoint)
+
+
+DAMAGE = {
+    "a bit flipped": flip,
+    "another checkpoint's files": swap,
+    "truncated": lambda at: next(at.rglob("manifest.ocdbt")).write_bytes(b""),
+    "arrays gone": lambda at: shutil.rmtree(at / "default"),
+    "seal gone": lambda at: at.with_name("8.seal.json").unlink(),
+    "seal cut": lambda at: at.with_name("8.seal.json").write_text('{"fingerprint": "t'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_taken(
+    damage, stopped, tmp_path, whole
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(stopped, folder)
+    DAMAGE[damage](folder / "8")
+    seen = []
+    with pytest.warns(UserWarning, match="copy/8 is damaged"):
+        learned = resumably(folder, on_progress=seen.append)
+    assert [int(known.steps) for known in seen] == [4, 8, 10]
+    assert_identical(learned, whole)
+    assert checkpoints(folder) == [4, 8, 10]
+    resumably(folder)  # and it is mended: no warning
