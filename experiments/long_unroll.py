@@ -4,8 +4,12 @@ A small conv net on digits, Adam, a learning rate for each of T steps; the outer
 the cross-entropy on held-out digits. `plan` chooses the fastest engine whose temporary
 memory fits the limit, without running anything; then the rates are learned through the
 whole run. Claim: plain reverse mode needs more than the limit; the plan keeps it.
+
+With `checkpoint_every`, the same command continues where it was stopped.
 """
 
+import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -16,8 +20,10 @@ from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.runner import Record
+from experiments.code import code_version
+from experiments.config import ConfigError, ExperimentConfig, digest
+from experiments.resume import in_chunks
+from experiments.runner import Record, output_folder
 from experiments.style import panels
 from metalr import profiling
 from metalr.convnet import Conv, Dense, Pool
@@ -38,6 +44,7 @@ class Config(ExperimentConfig):
     start: PositiveFloat = 1e-4  # every rate, at first
     outer_steps: PositiveInt = 4
     outer_learning_rate: PositiveFloat = 0.5  # of Adam, on the logarithms
+    checkpoint_every: PositiveInt | None = None  # outer steps; null: no checkpoints
 
 
 def run(config: Config) -> Iterator[Record]:
@@ -60,26 +67,57 @@ def run(config: Config) -> Iterator[Record]:
             "fits": candidate.temp_bytes <= limit,
             "chosen": candidate.engine == chosen.engine,
         }
-    learned = metalr.learn(
+    shown = 0
+    for learned in _learn(objective, rates, chosen.engine, config):
+        for step in range(shown, int(learned.steps) + 1):
+            yield _row(learned.history, step, config)
+        shown = int(learned.steps) + 1
+
+
+def _learn(
+    objective: metalr.Unrolled, rates: jax.Array, engine: Any, config: Config
+) -> Iterator[metalr.Learned]:
+    """All that is known after each chunk; in one chunk without checkpoints."""
+    learn = functools.partial(
+        metalr.learn,
         objective,
-        rates,
         outer_optimizer=optax.adam(config.outer_learning_rate),
-        steps=config.outer_steps,
-        engine=chosen.engine,
+        engine=engine,
         log=True,
     )
-    history = learned.history
-    for step in range(int(learned.steps) + 1):
-        schedule = history.hyper[step]
-        yield {
-            "table": f"rates learned through {config.steps} steps",
-            "outer_step": step,
-            "held_out_loss": float(history.value[step]),
-            "grad_norm": float(history.grad_norm[step]),
-            "smallest_rate": float(jnp.min(schedule)),
-            "largest_rate": float(jnp.max(schedule)),
-            "rates": schedule.tolist(),
-        }
+    if config.checkpoint_every is None:
+        yield learn(rates, steps=config.outer_steps)
+        return
+    runs = output_folder()
+    if runs is None:
+        msg = (
+            f"checkpoint_every = {config.checkpoint_every}: checkpoints are kept by "
+            "`python -m experiments run` only; leave it out of a sweep"
+        )
+        raise ConfigError(msg)
+    key = digest(config)
+    version = code_version(sys.modules[__name__])
+    yield from in_chunks(
+        learn,
+        rates,
+        folder=runs / "checkpoints" / key,
+        every=config.checkpoint_every,
+        steps=config.outer_steps,
+        fingerprint=f"config {key}, code {version}, {engine}",
+    )
+
+
+def _row(history: Any, step: int, config: Config) -> Record:
+    schedule = history.hyper[step]
+    return {
+        "table": f"rates learned through {config.steps} steps",
+        "outer_step": step,
+        "held_out_loss": float(history.value[step]),
+        "grad_norm": float(history.grad_norm[step]),
+        "smallest_rate": float(jnp.min(schedule)),
+        "largest_rate": float(jnp.max(schedule)),
+        "rates": schedule.tolist(),
+    }
 
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:

@@ -135,6 +135,7 @@ def in_chunks(
             raise ConfigError(msg)
         if learned:
             yield _padded(learned, steps)
+        damaged = [step for step in manager.all_steps() if not learned or step > made]
         while not learned or (made < steps and not stopped):
             asked = min(every, steps - made)
             onward = {"state": learned.state} if learned else {}
@@ -142,6 +143,8 @@ def in_chunks(
             stopped = int(chunk.steps) < asked
             learned = _joined(learned, chunk)
             made = int(learned.steps)
+            while damaged:  # not before there is something to take their place
+                manager.delete(damaged.pop())
             _save(manager, learned, folder, fingerprint=fingerprint, stopped=stopped)
             yield _padded(learned, steps)
 
@@ -246,9 +249,6 @@ def _save(
     from orbax.checkpoint import args
 
     made = int(learned.steps)
-    for step in manager.all_steps():
-        if step >= made:  # damaged: a whole one would have been continued
-            manager.delete(step)
     manager.save(made, args=args.StandardSave(learned), force=True)
     seal = _Seal(
         fingerprint=fingerprint, stopped=stopped, sha256=_hash(folder / str(made))

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -29,6 +30,16 @@ Record: TypeAlias = Mapping[str, Any]
 """One result. Numbers and text are shown; lists and mappings are kept for figures.
 Records with a `table` entry are shown in a table of that name."""
 
+_kept_in: ContextVar[Path | None] = ContextVar("_kept_in", default=None)
+
+
+def output_folder() -> Path | None:
+    """`runs/<experiment>/` while `execute` runs it, the same for each run; else None.
+
+    For what an experiment keeps from one run to the next, such as checkpoints.
+    """
+    return _kept_in.get()
+
 
 def execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
     """Run `module` on `config` and keep everything under `runs/<experiment>/<id>/`.
@@ -39,13 +50,18 @@ def execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
     Returns:
         The folder.
     """
-    with jax.enable_x64(config.dtype == "float64"):
-        return _execute(module, config, runs)
+    parent = runs / module.__name__.rpartition(".")[2]
+    token = _kept_in.set(parent)
+    try:
+        with jax.enable_x64(config.dtype == "float64"):
+            return _execute(module, config, parent)
+    finally:
+        _kept_in.reset(token)
 
 
-def _execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
+def _execute(module: ModuleType, config: ExperimentConfig, parent: Path) -> Path:
     console = Console(width=None if sys.stdout.isatty() else 140)
-    folder = _new_folder(runs / module.__name__.rpartition(".")[2], digest(config))
+    folder = _new_folder(parent, digest(config))
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     provenance = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

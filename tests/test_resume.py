@@ -1,6 +1,11 @@
 """A loop that is interrupted and continued is the loop that was not, bit for bit."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -207,3 +212,93 @@ def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_taken(
     assert_identical(learned, whole)
     assert checkpoints(folder) == [4, 8, 10]
     resumably(folder)  # and it is mended: no warning
+
+
+def test_with_every_checkpoint_damaged_the_loop_begins_anew(stopped, tmp_path, whole):
+    folder = tmp_path / "copy"
+    shutil.copytree(stopped, folder)
+    flip(folder / "8")
+    flip(folder / "4")
+    with pytest.warns(UserWarning, match="damaged") as caught:
+        learned = resumably(folder, every=10)
+    assert len(caught) == 2
+    assert_identical(learned, whole)
+    assert checkpoints(folder) == [10]
+
+
+def test_a_finished_loop_computes_nothing_more(tmp_path):
+    early = {"atol": 0.2, "steps": 30}  # stops by itself
+    first = resumably(tmp_path, **early)
+    assert 0 < int(first.steps) < 30
+    assert_identical(first, metalr.learn(objective(), PAIR, **LOOP, **early))
+    times = lambda: {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    before = times()
+    seen = []
+    assert_identical(resumably(tmp_path, **early, on_progress=seen.append), first)
+    assert len(seen) == 1
+    assert before == times()  # nothing was written
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    resumably(tmp_path, every=2)
+    assert checkpoints(tmp_path) == [6, 8, 10]
+    assert len(list(tmp_path.glob("*.seal.json"))) == 3
+
+
+REFUSED = {
+    "of another problem": {"fingerprint": "that problem"},
+    "steps = 7, but .* holds 8": {"steps": 7},
+    "every = 0": {"every": 0},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_folder_that_does_not_fit_is_refused(message, stopped):
+    with pytest.raises(ConfigError, match=message) as caught:
+        resumably(stopped, **REFUSED[message])
+    assert "every" in message or str(stopped) in str(caught.value)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    def again(learned):
+        resumably(tmp_path)
+
+    with pytest.raises(ConfigError, match="another process"):
+        resumably(tmp_path, on_progress=again)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import jax
+jax.config.update("jax_enable_x64", True)
+from tests.test_resume import resumably
+report = lambda learned: print(int(learned.steps), flush=True)
+resumably(Path(sys.argv[1]), every=1, steps=40, on_progress=report)
+"""
+
+
+@pytest.mark.slow
+def test_a_loop_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
+    """Killed at some moment of a chunk or of its save, again and again."""
+    delays = iter(np.random.default_rng(0).uniform(0.0, 0.4, size=3))
+    made = 0
+    for delay in delays:
+        with subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as driver:
+            assert driver.stdout is not None
+            first = int(driver.stdout.readline())
+            assert first >= made  # goes on from where the one before was seen
+            time.sleep(delay)
+            driver.kill()
+            further = driver.communicate()[0].split()
+            made = int(further[-1]) if further else first
+        assert driver.returncode == -signal.SIGKILL  # and was not done before
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the checkpoint .* was not completed")
+        learned = resumably(tmp_path, every=1, steps=40)
+    assert_identical(learned, metalr.learn(objective(), PAIR, steps=40, **LOOP))
