@@ -11,6 +11,7 @@ With `checkpoint_every`, the same command continues where it was stopped.
 import functools
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -49,6 +50,7 @@ class Config(ExperimentConfig):
 
 def run(config: Config) -> Iterator[Record]:
     """Yield what the plan considered, then a record for each outer step."""
+    checkpoints = _checkpoints(config)
     objective = _objective(config)
     rates = jnp.full(config.steps, config.start, config.dtype)
     limit = profiling.parse_bytes(config.memory_limit)
@@ -68,42 +70,49 @@ def run(config: Config) -> Iterator[Record]:
             "chosen": candidate.engine == chosen.engine,
         }
     shown = 0
-    for learned in _learn(objective, rates, chosen.engine, config):
+    learn = functools.partial(
+        metalr.learn,
+        objective,
+        outer_optimizer=optax.adam(config.outer_learning_rate),
+        engine=chosen.engine,
+        log=True,
+    )
+    for learned in _chunks(learn, rates, config, checkpoints):
         for step in range(shown, int(learned.steps) + 1):
             yield _row(learned.history, step, config)
         shown = int(learned.steps) + 1
 
 
-def _learn(
-    objective: metalr.Unrolled, rates: jax.Array, engine: Any, config: Config
-) -> Iterator[metalr.Learned]:
-    """All that is known after each chunk; in one chunk without checkpoints."""
-    learn = functools.partial(
-        metalr.learn,
-        objective,
-        outer_optimizer=optax.adam(config.outer_learning_rate),
-        engine=engine,
-        log=True,
-    )
+def _checkpoints(config: Config) -> Path | None:
+    """Where they are kept, if at all: the same folder for each run of a config."""
     if config.checkpoint_every is None:
-        yield learn(rates, steps=config.outer_steps)
-        return
-    runs = output_folder()
-    if runs is None:
+        return None
+    folder = output_folder()
+    if folder is None:
         msg = (
             f"checkpoint_every = {config.checkpoint_every}: checkpoints are kept by "
-            "`python -m experiments run` only; leave it out of a sweep"
+            "`python -m experiments run` alone; leave it out of a sweep"
         )
         raise ConfigError(msg)
-    key = digest(config)
+    return folder / "checkpoints" / digest(config)
+
+
+def _chunks(
+    learn: Any, rates: jax.Array, config: Config, checkpoints: Path | None
+) -> Iterator[metalr.Learned]:
+    """All that is known after each chunk; one chunk without checkpoints."""
+    if checkpoints is None or config.checkpoint_every is None:
+        yield learn(rates, steps=config.outer_steps)
+        return
+    engine = learn.keywords["engine"]
     version = code_version(sys.modules[__name__])
     yield from in_chunks(
         learn,
         rates,
-        folder=runs / "checkpoints" / key,
+        folder=checkpoints,
         every=config.checkpoint_every,
         steps=config.outer_steps,
-        fingerprint=f"config {key}, code {version}, {engine}",
+        fingerprint=f"config {digest(config)}, code {version}, {engine}",
     )
 
 

@@ -1,11 +1,13 @@
 """A loop that is interrupted and continued is the loop that was not, bit for bit."""
 
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,10 @@ import optax
 import pytest
 
 import metalr
-from experiments.config import ConfigError
+from experiments import cli, long_unroll, resume
+from experiments.config import ConfigError, ExperimentConfig
 from experiments.resume import learn_resumably
+from experiments.runner import execute, output_folder
 from metalr.problems import least_squares
 from tests.helpers import regression
 
@@ -302,3 +306,70 @@ def test_a_loop_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
         warnings.filterwarnings("ignore", "the checkpoint .* was not completed")
         learned = resumably(tmp_path, every=1, steps=40)
     assert_identical(learned, metalr.learn(objective(), PAIR, steps=40, **LOOP))
+
+
+def records(folder):
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_an_experiment_knows_the_folder_that_its_runs_share(tmp_path):
+    module = ModuleType("somewhere.probe")
+    module.run = lambda config: iter([{"folder": str(output_folder())}])
+    for _ in range(2):
+        folder = execute(module, ExperimentConfig(), tmp_path)
+        (record,) = records(folder)
+        assert record["folder"] == str(tmp_path / "probe") == str(folder.parent)
+    assert output_folder() is None
+
+
+def test_checkpoints_need_a_run_with_a_folder():
+    config = long_unroll.Config(checkpoint_every=1)
+    with pytest.raises(ConfigError, match="leave it out of a sweep"):
+        next(long_unroll.run(config))
+
+
+def small_unroll(config):
+    """In place of the conv net, which takes long to compile."""
+    X, t = (array.astype(config.dtype) for array in regression())
+    return metalr.Unrolled(
+        least_squares(X, t),
+        metalr.per_step(optax.adam),
+        jnp.zeros(8, config.dtype),
+        steps=config.steps,
+    )
+
+
+def test_the_same_command_goes_on_where_the_long_unroll_was_stopped(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(long_unroll, "_objective", small_unroll)
+    options = ["steps=3", "outer_steps=5", "checkpoint_every=2"]
+
+    def run():
+        status = cli.module_main("long_unroll", [*options, "--runs", str(tmp_path)])
+        (folder,) = (path.parent for path in tmp_path.glob("*/*/records.jsonl"))
+        rows = [row for row in records(folder) if "rates" in row]
+        shutil.rmtree(folder)
+        return status, rows
+
+    def interrupted(before, chunk):
+        if before is not None:
+            raise KeyboardInterrupt
+        return joined(before, chunk)
+
+    joined = resume._joined
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "_joined", interrupted)
+        status, first = run()
+    assert status == 130
+    assert [row["outer_step"] for row in first] == [0, 1, 2]
+    status, whole = run()
+    assert status == 0
+    assert [row["outer_step"] for row in whole] == list(range(6))
+    assert whole[:3] == first
+    assert len({row["held_out_loss"] for row in whole}) == 6
+    monkeypatch.setattr(resume, "_joined", interrupted)  # nothing is left to join
+    assert run() == (0, whole)
+    options.pop()
+    assert run() == (0, whole)  # the same without checkpoints
