@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
+from pydantic import ValidationError
 
 import metalr
 from experiments.config import ConfigError, Model
 from metalr import Learned
+from metalr.hypergrad import Engine
 
 _KEPT = 3
 """Checkpoints kept: the newest, and those to fall back on where it is damaged."""
@@ -43,7 +45,7 @@ def learn_resumably(
     fingerprint: str,
     steps: int,
     outer_optimizer: optax.GradientTransformation | metalr.Newton,
-    engine: Callable[[Any, Any], Any] = metalr.Reverse(),  # noqa: B008 (immutable)
+    engine: Engine = metalr.Reverse(),  # noqa: B008 (immutable)
     log: PyTree[bool] = False,
     rtol: float = 1e-8,
     atol: float = 0.0,
@@ -207,18 +209,15 @@ def _newest(
 ) -> tuple[Learned | None, bool]:
     """The newest checkpoint that is whole, and whether the loop had stopped there."""
     for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            seal = _Seal.model_validate_json(_seal_file(folder, step).read_bytes())
-            theirs, whole = seal.fingerprint, seal.sha256 == _hash(folder / str(step))
-        except (OSError, ValueError):  # the seal is not there, or no seal
-            theirs, whole = fingerprint, False
-        if theirs != fingerprint:
+        seal = _read_seal(folder, step)
+        if seal and seal.fingerprint != fingerprint:
             msg = (
                 f"{folder} holds checkpoints of another problem or of other code "
-                f"({theirs}, not {fingerprint}): remove that folder to begin anew"
+                f"({seal.fingerprint}, not {fingerprint}): remove that folder to begin "
+                "anew"
             )
             raise ConfigError(msg)
-        if whole:
+        if seal and seal.sha256 == _hash(folder / str(step)):
             return _restored(manager, step, learn, hyper), seal.stopped
         warnings.warn(
             f"the checkpoint {folder / str(step)} is damaged or was not completed: "
@@ -249,16 +248,17 @@ def _save(
     from orbax.checkpoint import args
 
     made = int(learned.steps)
-    manager.save(made, args=args.StandardSave(learned), force=True)
+    if made not in manager.all_steps():  # else the loop has found that it had stopped
+        manager.save(made, args=args.StandardSave(learned), force=True)
     seal = _Seal(
         fingerprint=fingerprint, stopped=stopped, sha256=_hash(folder / str(made))
     )
     draft = folder / "seal.new"
     draft.write_text(seal.model_dump_json(), encoding="utf-8")
     draft.replace(_seal_file(folder, made))
-    for path in folder.glob("*.seal.json"):
-        if int(path.name.partition(".")[0]) not in manager.all_steps():
-            path.unlink()
+    kept = {_seal_file(folder, step) for step in manager.all_steps()}
+    for path in set(folder.glob("*.seal.json")) - kept:
+        path.unlink()
 
 
 class _Seal(Model):
@@ -275,6 +275,13 @@ class _Seal(Model):
 
 def _seal_file(folder: Path, step: int) -> Path:
     return folder / f"{step}.seal.json"
+
+
+def _read_seal(folder: Path, step: int) -> _Seal | None:
+    try:
+        return _Seal.model_validate_json(_seal_file(folder, step).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _hash(checkpoint: Path) -> str:
