@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
@@ -135,7 +136,8 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
     rows = [record for record in records if "rates" in record]
     left.plot([r["outer_step"] for r in rows], [r["held_out_loss"] for r in rows], "o-")
     left.set(xlabel="outer step", ylabel="held-out cross-entropy (nats)")
-    for row in rows:
+    for index in np.unique(np.linspace(0, len(rows) - 1, 6).astype(int)):
+        row = rows[index]
         right.plot(row["rates"], linewidth=0.6, label=f"outer step {row['outer_step']}")
     right.set(yscale="log", xlabel="inner step s", ylabel="learning rate η_s")
     right.legend(fontsize=7)
