@@ -32,7 +32,12 @@ from .hypergrad import (
     Truncated as Truncated,
     hypergradient as hypergradient,
 )
-from .learn import Learned as Learned, Newton as Newton, learn as learn
+from .learn import (
+    Learned as Learned,
+    LearnState as LearnState,
+    Newton as Newton,
+    learn as learn,
+)
 from .online import Online as Online, online as online
 from .per_step import per_step as per_step
 from .unrolled import Unrolled as Unrolled
