@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,7 +229,7 @@ def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     for title, records in list(groups.items())[:MAX_GROUPS]:
         label = f" ({title})" if title else ""
         try:
-            drawn = _svgs(module.figures(records))
+            drawn = _svgs(module.figures, records)
         except Exception as error:  # noqa: BLE001 (the report says so and goes on)
             notes.append(f"No figure{label}: {type(error).__name__}: {error}")
         else:
@@ -252,12 +252,15 @@ def _groups(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def _svgs(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _svgs(
+    figures: Callable[[Sequence[dict[str, Any]]], Mapping[str, Any]],
+    records: Sequence[dict[str, Any]],
+) -> list[tuple[str, str]]:
     from experiments.style import figure_style
 
     drawn = []
     with figure_style():
-        for name, figure in figures.items():
+        for name, figure in figures(records).items():
             target = io.StringIO()
             figure.savefig(target, format="svg")
             drawn.append((name, target.getvalue()))
