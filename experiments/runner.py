@@ -152,12 +152,13 @@ def cell(value: Any) -> str:
 def _save_figures(module: ModuleType, records: list[Record], folder: Path) -> None:
     if not hasattr(module, "figures"):
         return
+    from experiments.hover import to_svg
     from experiments.style import figure_style
 
     with figure_style():
         for name, figure in module.figures(records).items():
-            for suffix in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{suffix}")
+            figure.savefig(folder / f"{name}.png")
+            (folder / f"{name}.svg").write_text(to_svg(figure), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Any) -> None:

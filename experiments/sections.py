@@ -1,6 +1,5 @@
 """What a report shows: run folders and stores as sections of tables and figures."""
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +41,7 @@ class Section(NamedTuple):
     """A run, or what a store holds of one experiment."""
 
     title: str
+    question: str  # what the experiment asks
     source: str
     status: str  # the word that is shown first
     good: bool
@@ -97,6 +97,7 @@ def _run(folder: Path) -> Section:
     failed = message.startswith("failed")
     return Section(
         title=name,
+        question=_question(name),
         source=str(folder),
         status=status,
         good=message == "finished",
@@ -148,6 +149,7 @@ def _sweep(
     bad = [row for row in rows if row.status != "finished"]
     return Section(
         title=name,
+        question=_question(name),
         source=str(path),
         status=f"{lost} without result" if lost else "finished" if rows else "empty",
         good=not lost and bool(rows),
@@ -256,15 +258,11 @@ def _svgs(
     figures: Callable[[Sequence[dict[str, Any]]], Mapping[str, Any]],
     records: Sequence[dict[str, Any]],
 ) -> list[tuple[str, str]]:
+    from experiments.hover import to_svg
     from experiments.style import figure_style
 
-    drawn = []
     with figure_style():
-        for name, figure in figures(records).items():
-            target = io.StringIO()
-            figure.savefig(target, format="svg")
-            drawn.append((name, target.getvalue()))
-    return drawn
+        return [(name, to_svg(figure)) for name, figure in figures(records).items()]
 
 
 def _named(values: Mapping[str, Any]) -> str:
@@ -289,6 +287,16 @@ def _common(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
         more = f", … ({len(values)} values)" if len(values) > 3 else ""
         result[name] = ", ".join(values[:3]) + more
     return result
+
+
+def _question(name: str) -> str:
+    from experiments.registry import find
+
+    try:
+        first = (find(name).__doc__ or "").partition("\n")[0]
+    except ConfigError:
+        return ""
+    return first.removeprefix("Question: ")
 
 
 def _experiment(config: str, path: Path) -> str | None:

@@ -17,6 +17,7 @@ import pytest
 
 from experiments import cli, report, store
 from experiments.config import ConfigError
+from experiments.hover import to_svg
 from experiments.inline_svg import inline
 from experiments.runner import cell
 from experiments.store import Row
@@ -68,9 +69,7 @@ def drawing(text=EVIL):
         figure, (axes,) = panels()
         axes.plot([0, 1, 2], [0, 1, 4], "o-")
         axes.set_title(text)
-        target = io.StringIO()
-        figure.savefig(target, format="svg")
-    return target.getvalue()
+        return to_svg(figure)
 
 
 @pytest.fixture
@@ -155,6 +154,7 @@ def test_a_run_shows_its_tables_config_provenance_and_figures(run_folder, page):
     assert "".join(found.texts("pre")).startswith("experiment: learning_rate")
     assert {"git_commit", "versions.jax"} <= set(found.texts("dt"))
     assert "finished" in found.texts("span")
+    assert any("which learning rate is best after T" in t for t in found.texts("p"))
 
 
 def test_text_of_configs_data_and_figures_stays_text(run_folder, sweep_store, page):
@@ -212,6 +212,31 @@ def test_a_drawing_keeps_its_shapes_and_loses_what_acts():
     assert "a &lt; b" in found
     assert 'viewBox="0 0 72 36"' in found
     assert 'aria-label="a drawing"' in found
+
+
+def test_points_of_a_figure_say_their_values_on_hovering():
+    with figure_style():
+        figure, (left, right) = panels(2)
+        x, y = [1, 10, 100], [1 / 3, 1e-9, 2.5]
+        left.plot(x, y, "o-", label=f"{EVIL} & η*")
+        left.plot(x, [1e-3, math.nan, -1.0], "x")
+        left.scatter([20.0, 30.0], [0.5, 0.25])
+        left.set(xscale="log", yscale="log")
+        right.bar(["a", "b"], [3.0, 4.5], label="bytes")
+        found = inline(to_svg(figure), "x-", "")
+    titles = Page(found).texts("title")
+    label = f"{EVIL} & η*"
+    assert titles == [
+        "x = 20, y = 0.5",
+        "x = 30, y = 0.25",
+        label,
+        f"{label}: x = 1, y = 0.3333333",
+        f"{label}: x = 10, y = 1e-09",
+        f"{label}: x = 100, y = 2.5",
+        "x = 1, y = 0.001",
+        "bytes: 3",
+        "bytes: 4.5",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "<svg", "<html/>", "<svg/>"])
