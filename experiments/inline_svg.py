@@ -76,7 +76,7 @@ def _attribute(tag: str, name: str, value: str, prefix: str) -> str | None:
             return f"#{prefix}{value[1:]}"
         picture = re.match(r"data:image/(png|jpeg);base64,", value)
         return value if tag == "image" and picture else None
-    if re.search(r"url\(\s*[\"']?\s*(?!#)[^\s\"'#]", value):
+    if re.search(r"url\(\s*[\"']?\s*(?!#)[^\s\"'#]", value, re.IGNORECASE):
         return None
     return re.sub(r"url\(\s*[\"']?#([^\"')]*)[\"']?\s*\)", rf"url(#{prefix}\1)", value)
 

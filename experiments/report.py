@@ -25,6 +25,9 @@ from experiments.sections import Picture, Section, Table, sections
 MAX_ROWS = 200
 """Rows shown at once; the rest of a longer table is folded."""
 
+MAX_FAILURES = 50
+"""Points without a result shown at once; further ones are folded."""
+
 GENERATOR = '<meta name="generator" content="metalr">'
 """By this line a report of ours is known."""
 
@@ -59,7 +62,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8")
+        draft.write_bytes(page.encode(errors="replace"))
         draft.replace(out)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -95,6 +98,7 @@ def render(found: Sequence[Section]) -> str:
         file_name=_file_name,
         figure=_figure,
         max_rows=MAX_ROWS,
+        max_failures=MAX_FAILURES,
     )
 
 
@@ -130,7 +134,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _csv(table: Table) -> str:
-    content = base64.b64encode(as_csv(table.rows).encode()).decode()
+    content = base64.b64encode(as_csv(table.rows).encode(errors="replace")).decode()
     return f"data:text/csv;charset=utf-8;base64,{content}"
 
 

@@ -1,6 +1,7 @@
 """What a report shows: run folders and stores as sections of tables and figures."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -274,8 +275,13 @@ def _scalar(value: Any) -> Any:
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:
-    flat = dotted(content)
-    return {n: v if isinstance(v, str) else json.dumps(v) for n, v in flat.items()}
+    return {name: _plain(name, value) for name, value in dotted(content).items()}
+
+
+def _plain(name: str, value: Any) -> str:
+    if name == "command" and isinstance(value, list):
+        return shlex.join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _common(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -296,7 +302,8 @@ def _question(name: str) -> str:
         first = (find(name).__doc__ or "").partition("\n")[0]
     except ConfigError:
         return ""
-    return first.removeprefix("Question: ")
+    question = first.removeprefix("Question: ")
+    return question[:1].upper() + question[1:]
 
 
 def _experiment(config: str, path: Path) -> str | None:

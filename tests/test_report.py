@@ -82,7 +82,11 @@ def run_folder(tmp_path):
         (folder / "config.yaml").write_text(
             f"experiment: learning_rate\ndata: {{path: '{EVIL}.csv'}}\n"
         )
-        provenance = {"git_commit": "abc", "versions": {"jax": EVIL}, "status": status}
+        provenance = {
+            "command": ["a", "b c"],
+            "versions": {"jax": EVIL},
+            "status": status,
+        }
         (folder / "provenance.json").write_text(json.dumps(provenance))
         (folder / "data.json").write_text(json.dumps({"columns": [EVIL]}))
         lines = [json.dumps(record) + "\n" for record in records]
@@ -152,9 +156,10 @@ def test_a_run_shows_its_tables_config_provenance_and_figures(run_folder, page):
     assert repr(1 / 3) in found.attributes("title")
     assert found.texts("figcaption") == ["first.svg", "second.svg"]
     assert "".join(found.texts("pre")).startswith("experiment: learning_rate")
-    assert {"git_commit", "versions.jax"} <= set(found.texts("dt"))
+    assert found.texts("dt") == ["command", "versions.jax", "columns"]
+    assert found.texts("dd")[0] == "a 'b c'"
     assert "finished" in found.texts("span")
-    assert any("which learning rate is best after T" in t for t in found.texts("p"))
+    assert any("Which learning rate is best after T" in t for t in found.texts("p"))
 
 
 def test_text_of_configs_data_and_figures_stays_text(run_folder, sweep_store, page):
@@ -261,6 +266,19 @@ def test_a_sweep_lists_each_point_without_a_result(sweep_store, page):
     assert found.texts("th")[:3] == ["x", "part.y", "square"]
     assert found.texts("td")[:3] == ["1", "2", "1"]
     assert any("1 finished, 1 failed, 1 timed out" in p for p in found.texts("p"))
+
+
+def test_many_points_without_a_result_are_folded_and_all_there(sweep_store, page):
+    count = report.MAX_FAILURES + 3
+    points = [({"x": i}, "failed", f"E{i}", []) for i in range(count)]
+    found = Page(page(sweep_store(*points)))
+    assert set(found.texts("pre")) >= {f"E{i}" for i in range(count)}
+    assert any(text.startswith("The other 3") for text in found.texts("summary"))
+
+
+def test_half_a_character_spoils_no_report(run_folder, page):
+    """JSON can hold a lone surrogate, UTF-8 cannot."""
+    assert Page(page(run_folder([{"name": "a\ud800b"}]))).texts("td") == ["a?b"]
 
 
 def test_a_sweep_is_drawn_by_its_experiment_once_for_each_setting(sweep_store, page):
