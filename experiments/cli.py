@@ -164,6 +164,7 @@ def _list(options: argparse.Namespace) -> int:
     print("\nRun one: python -m experiments run configs/NAME.yaml [key=value …]")
     print("Its options: python -m experiments.NAME --help")
     print("Many points: python -m experiments sweep CONFIG.yaml, then results STORE")
+    print("A page to look at: python -m experiments report STORE-or-RUN…")
     return 0
 
 
