@@ -19,11 +19,16 @@ from markupsafe import Markup
 from experiments.config import ConfigError
 from experiments.inline_svg import inline
 from experiments.results import as_csv
+from experiments.run_section import run_section
 from experiments.runner import cell
-from experiments.sections import Picture, Section, Table, sections
+from experiments.sections import Picture, Section, Table
+from experiments.sweep_sections import sweep_sections
 
 MAX_ROWS = 200
 """Rows shown at once; the rest of a longer table is folded."""
+
+MAX_FIGURES = 4
+"""Figures of a section shown at once; further ones are folded."""
 
 MAX_FAILURES = 50
 """Points without a result shown at once; further ones are folded."""
@@ -57,7 +62,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
             cannot be written. Nothing is written then.
     """
     _check_target(out)
-    found = [section for source in sources for section in sections(source)]
+    found = [section for source in sources for section in _sections(source)]
     page = render(found)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -98,6 +103,7 @@ def render(found: Sequence[Section]) -> str:
         file_name=_file_name,
         figure=_figure,
         max_rows=MAX_ROWS,
+        max_figures=MAX_FIGURES,
         max_failures=MAX_FAILURES,
     )
 
@@ -118,6 +124,15 @@ def columns(table: Table) -> list[Column]:
 def row(content: dict[str, Any], heads: Sequence[Column]) -> list[Cell]:
     """The cells of a row."""
     return [_cell(content.get(head.name)) for head in heads]
+
+
+def _sections(source: Path) -> list[Section]:
+    if source.is_dir():
+        return [run_section(source)]
+    if not source.exists():
+        msg = f"{source}: there is no such run folder or store"
+        raise ConfigError(msg)
+    return sweep_sections(source)
 
 
 def _cell(value: Any) -> Cell:

@@ -1,19 +1,12 @@
-"""What a report shows: run folders and stores as sections of tables and figures."""
+"""What a report shows: sections of tables, figures and failures."""
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
-from experiments.config import ConfigError, parse
-from experiments.rows import Row, dotted
-from experiments.store import latest, read, read_meta
-
-MAX_GROUPS = 12
-"""Figures are drawn for so many parts of a sweep; the tables show all of it."""
+from experiments.config import ConfigError
+from experiments.rows import dotted
 
 
 class Table(NamedTuple):
@@ -56,155 +49,7 @@ class Section(NamedTuple):
     notes: list[str]
 
 
-def sections(source: Path) -> list[Section]:
-    """What is to be shown of a run folder or a store.
-
-    Raises:
-        ConfigError: if it is neither, or cannot be read.
-    """
-    if source.is_dir():
-        if not (source / "provenance.json").is_file():
-            msg = (
-                f"{source} is neither a run folder (it has no provenance.json) nor a "
-                "store: name a folder RUNS/EXPERIMENT/ID or a file RUNS/NAME.sqlite"
-            )
-            raise ConfigError(msg)
-        return [_run(source)]
-    if not source.exists():
-        msg = f"{source}: there is no such run folder or store"
-        raise ConfigError(msg)
-    return _store(source)
-
-
-def _run(folder: Path) -> Section:
-    provenance = _json(folder / "provenance.json")
-    if not isinstance(provenance, dict):
-        msg = f"{folder / 'provenance.json'} holds no mapping: not a run of ours"
-        raise ConfigError(msg)
-    config = _text(folder / "config.yaml", "")
-    name = _experiment(config, folder / "config.yaml") or folder.resolve().parent.name
-    described = folder / "data.json"
-    data = _json(described) if described.is_file() else {}
-    records, notes = _records(folder / "records.jsonl")
-    message = str(provenance.pop("status", "unfinished"))
-    seconds = provenance.pop("wall_seconds", None)
-    status = {"running": "unfinished"}.get(message, message.partition(":")[0])
-    if message == "running":
-        notes.append("This run was still going on, or was killed, when last noted.")
-    pictures = [Picture(p.name, _text(p)) for p in sorted(folder.glob("*.svg"))]
-    summary = f"{len(records)} records"
-    if isinstance(seconds, int | float) and message != "running":
-        summary += f" in {seconds:.1f} s"
-    failed = message.startswith("failed")
-    return Section(
-        title=name,
-        question=_question(name),
-        source=str(folder),
-        status=status,
-        good=message == "finished",
-        summary=summary,
-        provenance=_flat(provenance),
-        config=config,
-        data=_flat(data if isinstance(data, dict) else {"data": data}),
-        tables=_tables(name, ((record, record) for record in records)),
-        pictures=pictures,
-        failures=[Failure("failed", "the run", message)] if failed else [],
-        notes=notes,
-    )
-
-
-def _store(path: Path) -> list[Section]:
-    every = read(path)
-    rows = latest(every)
-    config = read_meta(path).get("sweep", {})
-    notes = []
-    if len(rows) < len(every):
-        count = len(every) - len(rows)
-        notes.append(f"{count} results of earlier versions of the code are not shown.")
-    if not rows:
-        notes.append("No point has been computed yet.")
-    experiments: dict[str, list[Row]] = {}
-    for row in rows:
-        experiments.setdefault(row.experiment, []).append(row)
-    if not experiments:
-        experiments[path.stem] = []
-    return [
-        _sweep(path, name, found, config, notes) for name, found in experiments.items()
-    ]
-
-
-def _sweep(
-    path: Path, name: str, rows: list[Row], config: Any, notes: list[str]
-) -> Section:
-    varying = _varying(rows)
-    counts = {s: sum(row.status == s for row in rows) for s in _STATUSES}
-    lost = counts["failed"] + counts["timed_out"]
-    pictures, remarks = _draw(name, [row for row in rows if row.records])
-    points = [
-        _axes(row, varying)
-        | {"status": _word(row.status), "seconds": row.seconds}
-        | {"attempts": row.attempts, "finished at": row.finished_at}
-        for row in rows
-    ]
-    pairs = ((_merged(row, varying, r), r) for row in rows for r in row.records)
-    bad = [row for row in rows if row.status != "finished"]
-    return Section(
-        title=name,
-        question=_question(name),
-        source=str(path),
-        status=f"{lost} without result" if lost else "finished" if rows else "empty",
-        good=not lost and bool(rows),
-        summary=", ".join(f"{n} {_word(s)}" for s, n in counts.items() if n)
-        + f" of {len(rows)} points in the store",
-        provenance=_common([_flat(row.provenance) for row in rows]),
-        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        data={},
-        tables=[*_tables(name, pairs), *([Table("points", points)] if rows else [])],
-        pictures=pictures,
-        failures=[_failure(row, varying) for row in bad],
-        notes=[*notes, *remarks],
-    )
-
-
-_STATUSES = ("finished", "failed", "timed_out")
-
-
-def _word(status: str) -> str:
-    return status.replace("_", " ")
-
-
-def _failure(row: Row, varying: Sequence[str]) -> Failure:
-    point = _named(_axes(row, varying)) or row.key
-    return Failure(_word(row.status), point, row.error or "no traceback was kept")
-
-
-def _fields(row: Row) -> dict[str, Any]:
-    return dotted({k: v for k, v in row.config.items() if k != "experiment"})
-
-
-def _varying(rows: Sequence[Row]) -> list[str]:
-    """The fields of the config that are not the same in all rows."""
-    values: dict[str, set[str]] = {}
-    for row in rows:
-        for name, value in _fields(row).items():
-            values.setdefault(name, set()).add(json.dumps(value))
-    held = [set(_fields(row)) for row in rows]
-    return [n for n, v in values.items() if len(v) > 1 or any(n not in h for h in held)]
-
-
-def _axes(row: Row, varying: Sequence[str]) -> dict[str, Any]:
-    fields = _fields(row)
-    return {name: _scalar(fields.get(name)) for name in varying}
-
-
-def _merged(row: Row, varying: Sequence[str], record: dict) -> dict[str, Any]:
-    """The point's axes, then the record; an equal name is `record.NAME`."""
-    axes = _axes(row, varying)
-    named = {f"record.{n}" if n in axes else n: v for n, v in record.items()}
-    return axes | named
-
-
-def _tables(
+def tables(
     name: str, pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]]
 ) -> list[Table]:
     """One table for each `table` entry of the records."""
@@ -215,66 +60,8 @@ def _tables(
     return [Table(title, rows) for title, rows in found.items()]
 
 
-def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
-    """The experiment's own figures, one set for each group of comparable points."""
-    from experiments.registry import find
-
-    if not rows:
-        return [], []
-    try:
-        module = find(name)
-    except ConfigError:
-        return [], [f"No figures: there is no experiment {name} here."]
-    if not hasattr(module, "figures"):
-        return [], []
-    pictures, notes = [], []
-    groups = _groups(rows)
-    for title, records in list(groups.items())[:MAX_GROUPS]:
-        label = f" ({title})" if title else ""
-        try:
-            drawn = _svgs(module.figures, records)
-        except Exception as error:  # noqa: BLE001 (the report says so and goes on)
-            notes.append(f"No figure{label}: {type(error).__name__}: {error}")
-        else:
-            pictures += [Picture(f"{key}.svg{label}", svg) for key, svg in drawn]
-    if len(groups) > MAX_GROUPS:
-        notes.append(f"Figures of the first {MAX_GROUPS} of {len(groups)} settings.")
-    return pictures, notes
-
-
-def _groups(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Records by setting: points that differ in the experiment's own lists only.
-
-    `steps: [[1], [10]]` as an axis is `steps: [1, 10]` in a run: one figure.
-    """
-    lists = {n for row in rows for n, v in _fields(row).items() if isinstance(v, list)}
-    varying = [name for name in _varying(rows) if name not in lists]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(_named(_axes(row, varying)), []).extend(row.records)
-    return groups
-
-
-def _svgs(
-    figures: Callable[[Sequence[dict[str, Any]]], Mapping[str, Any]],
-    records: Sequence[dict[str, Any]],
-) -> list[tuple[str, str]]:
-    from experiments.hover import to_svg
-    from experiments.style import figure_style
-
-    with figure_style():
-        return [(name, to_svg(figure)) for name, figure in figures(records).items()]
-
-
-def _named(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
-
-
-def _scalar(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
-
-
-def _flat(content: Mapping[str, Any]) -> dict[str, str]:
+def flat(content: Mapping[str, Any]) -> dict[str, str]:
+    """Nested mappings under dotted names, their values as text."""
     return {name: _plain(name, value) for name, value in dotted(content).items()}
 
 
@@ -284,69 +71,13 @@ def _plain(name: str, value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _common(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What rows say alike; where they differ, the first few values."""
-    names = dict.fromkeys(name for content in found for name in content)
-    result = {}
-    for name in names:
-        values = list(dict.fromkeys(c[name] for c in found if name in c))
-        more = f", … ({len(values)} values)" if len(values) > 3 else ""
-        result[name] = ", ".join(values[:3]) + more
-    return result
-
-
-def _question(name: str) -> str:
+def question(name: str) -> str:
+    """What an experiment asks; empty if there is none of that name here."""
     from experiments.registry import find
 
     try:
         first = (find(name).__doc__ or "").partition("\n")[0]
     except ConfigError:
         return ""
-    question = first.removeprefix("Question: ")
-    return question[:1].upper() + question[1:]
-
-
-def _experiment(config: str, path: Path) -> str | None:
-    content = parse(config, str(path))
-    name = content.get("experiment") if isinstance(content, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records; a last line cut short by a kill is left out."""
-    lines = _text(path, "").splitlines()
-    records, notes = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                notes.append("The last record is incomplete and left out.")
-                break
-            msg = f"{path}, line {number} is not JSON: {error}"
-            raise ConfigError(msg) from error
-        if not isinstance(record, dict):
-            msg = f"{path}, line {number} is not a record (a JSON object)"
-            raise ConfigError(msg)
-        records.append(record)
-    return records, notes
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except ValueError as error:
-        msg = f"{path} is not JSON: {error}"
-        raise ConfigError(msg) from error
-
-
-def _text(path: Path, missing: str | None = None) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        if missing is not None:
-            return missing
-        raise
-    except OSError as error:
-        msg = f"cannot read {path}: {error.strerror}"
-        raise ConfigError(msg) from error
+    asked = first.removeprefix("Question: ")
+    return asked[:1].upper() + asked[1:]

@@ -180,7 +180,10 @@ def test_text_of_configs_data_and_figures_stays_text(run_folder, sweep_store, pa
 
 
 def test_figures_share_no_ids_and_refer_to_their_own(run_folder, page):
-    text = page(run_folder(RECORDS, figures=["a", "b"]), run_folder([], name="two"))
+    many = [f"figure_{index}" for index in range(report.MAX_FIGURES + 1)]
+    text = page(run_folder(RECORDS, figures=many), run_folder([], name="two"))
+    assert Page(text).texts("figcaption") == [f"{name}.svg" for name in many]
+    assert "The other 1 of 5 figures" in text
     found = Page(text)
     counts = Counter(found.attributes("id"))
     assert max(counts.values()) == 1
