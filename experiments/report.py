@@ -141,7 +141,8 @@ def _cell(value: Any) -> Cell:
         return Cell(text, "", "")
     exact = repr(value)
     number = exact.replace("inf", "Infinity").replace("nan", "NaN")
-    return Cell(text, "" if text == exact else exact, number)
+    whole = text == exact or float(text) == value
+    return Cell(text, "" if whole else exact, number)
 
 
 def _is_number(value: Any) -> bool:
