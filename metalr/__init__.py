@@ -15,6 +15,12 @@ from . import (
     profiling as profiling,
     theory as theory,
 )
+from .checking import (
+    Check as Check,
+    HypergradientError as HypergradientError,
+    check_hypergrad as check_hypergrad,
+)
+from .diagnosis import Diagnosis as Diagnosis, diagnose as diagnose
 from .hypergrad import (
     Forward as Forward,
     HyperGradient as HyperGradient,
