@@ -246,7 +246,8 @@ def _kind(objective: Unrolled, hyper: Hyper) -> tuple[Kind, bool]:
 
     buffer = buffer_of(objective, hyper)
     if buffer.kind == "average":
-        plain = is_plain_average(objective, hyper, buffer)
+        test = jax.jit(lambda o, h: is_plain_average(o, h, buffer))
+        plain = bool(test(objective, hyper))
         return ("average", False) if plain else ("unknown", True)
     if buffer.kind == "unknown":
         return "unknown", True

@@ -81,7 +81,7 @@ def buffer_of(objective: Unrolled, hyper: Hyper) -> Buffer:
     return Buffer("average" if average else "trace", get, put)
 
 
-def is_plain_average(objective: Unrolled, hyper: Hyper, buffer: Buffer) -> bool:
+def is_plain_average(objective: Unrolled, hyper: Hyper, buffer: Buffer) -> Array:
     """Whether an update follows the average alone, as Adam's and not NAdam's.
 
     Seen at a gradient of 0, where the preconditioner does not move: the derivatives of
@@ -97,7 +97,7 @@ def is_plain_average(objective: Unrolled, hyper: Hyper, buffer: Buffer) -> bool:
     ones = jnp.ones_like(d.flat)
     a, _ = d.along(gradient=ones)
     b, gamma = d.along(memory=ones)
-    return bool(_close(a * gamma, b * (1.0 - gamma)))
+    return _close(a * gamma, b * (1.0 - gamma))
 
 
 def equivalent_rates(

@@ -61,7 +61,6 @@ def forward(
 
     def body(carry: tuple, index: Array) -> tuple[tuple, Steps]:
         state, own, random, vector = carry
-        noise = jax.random.fold_in(key, index)
         floats, rebuild = floats_of(state)
 
         def step(floats: list[Array], hyper: Hyper) -> tuple:
@@ -72,7 +71,7 @@ def forward(
         own, slope = along(own, direction)
         random, _ = along(random, zero)
         size = _norm(random)
-        random = _normalized(random, noise)
+        random = _normalized(random, fresh)
 
         def gradient(params: Array) -> Array:
             return objective.gradients(hyper, params, index)[1]
@@ -86,7 +85,7 @@ def forward(
         def product(v: Array) -> Array:
             return scale * ravel_pytree(hessian(unravel(scale * v)))[0]
 
-        shaken = vector + _NOISE * _unit(noise, vector)
+        shaken = vector + _NOISE * noise
         ritz = largest(product, shaken, iterations)
         vector = jnp.where(jnp.all(jnp.isfinite(ritz.vector)), ritz.vector, vector)
         count = len(jax.tree.leaves(new.params))
@@ -108,11 +107,10 @@ def forward(
     floats, own = jax.jvp(start, (hyper,), (direction,))
     count = len(jax.tree.leaves(state.params))
     # A perturbation of the start, not of the optimizer's memory.
-    random = [x if i < count else jnp.zeros_like(x) for i, x in enumerate(floats)]
-    random = _random_like(key, random, count)
-    vector = _unit(key, ravel_pytree(state.params)[0])
+    fresh = _random_like(key, floats, count)
+    noise = ravel_pytree(fresh[:count])[0]
     moves = jnp.stack([jnp.any(x != 0.0) for x in own]).any()
-    carry = (state, own, random, vector)
+    carry = (state, own, fresh, noise)
     indices = jnp.arange(objective.steps)
     (last, own, *_), steps = jax.lax.scan(body, carry, indices)
     ends = _ends(objective, hyper, direction, last.params, own[:count])
@@ -165,10 +163,9 @@ def _norm(leaves: list[Array]) -> Scalar:
     return safe * jnp.sqrt(sum(jnp.sum((x / safe) ** 2) for x in leaves))
 
 
-def _normalized(leaves: list[Array], key: Array) -> list[Array]:
-    """Of norm 1; a new random vector where all is 0."""
+def _normalized(leaves: list[Array], fresh: list[Array]) -> list[Array]:
+    """Of norm 1; a fresh start where all is 0."""
     size = _norm(leaves)
-    fresh = _random_like(key, leaves, len(leaves))
     dead = size == 0.0
     safe = jnp.where(dead, 1.0, size)
     return [jnp.where(dead, f, x / safe) for f, x in zip(fresh, leaves, strict=True)]
@@ -184,11 +181,6 @@ def _random_like(key: Array, leaves: list[Array], count: int) -> list[Array]:
     ]
     size = _norm(drawn)
     return [x / size for x in drawn]
-
-
-def _unit(key: Array, like: Array) -> Array:
-    drawn = jax.random.normal(jax.random.fold_in(key, 1), like.shape, like.dtype)
-    return drawn / jnp.linalg.norm(drawn)
 
 
 def _finite(leaves: list[Array]) -> Array:
