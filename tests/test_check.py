@@ -1,5 +1,7 @@
 """`check_hypergrad`: right derivatives pass, wrong ones are named, doubt is said."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def wrong(params):
 wrong.defvjp(lambda w: (wrong(w), w), lambda w, g: (2.2 * w * g,))
 
 
-def row(check, name):
+def row(check, name) -> Any:
     exact = [row for row in check.rows if row.name == name]
     (found,) = exact or [row for row in check.rows if row.name.startswith(name)]
     return found
@@ -254,7 +256,23 @@ def test_at_a_kink_and_in_chaos_differences_are_inconclusive():
         logistic_map, 0.3, engines=[metalr.Forward()], raise_on_mismatch=True
     )
     assert chaotic.verdict == "inconclusive"
+    assert abs(float(chaotic.grad)) > 1e50
     assert "chaotic" in row(chaotic, "finite differences").reason
+
+
+def test_in_chaos_an_engine_whose_run_ends_elsewhere_is_rounding_not_a_mistake():
+    def logistic_map(x):
+        return jax.lax.fori_loop(0, 300, lambda _, y: 3.9 * y * (1.0 - y), x)
+
+    def elsewhere(objective, hyper):
+        return metalr.Forward()(objective, hyper + 1e-15)
+
+    engines = [metalr.Forward(), elsewhere]
+    check = metalr.check_hypergrad(logistic_map, 0.3, engines=engines)
+    assert check.verdict == "inconclusive"
+    (found,) = [row for row in check.rows if "elsewhere" in row.name]
+    assert found.status == "rounding"
+    assert "ends at" in found.reason
 
 
 @pytest.mark.parametrize(

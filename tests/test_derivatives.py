@@ -1,5 +1,7 @@
 """`Unrolled.derivatives`: the curve of the run with its two derivatives."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -114,7 +116,8 @@ def test_memory_does_not_grow_with_the_number_of_steps_but_for_the_result():
     def temp_bytes(steps):
         L = metalr.Unrolled(least_squares(X, t), optax.sgd, jnp.zeros(200), steps=steps)
         compiled = jax.jit(L.derivatives).lower(jnp.array(0.1)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        accounting: Any = compiled.memory_analysis()
+        return accounting.temp_size_in_bytes
 
     # Three numbers a step, and room for XLA's copies of them; a state is 1600 bytes.
     assert temp_bytes(1000) - temp_bytes(100) < 900 * 8 * 20

@@ -1,5 +1,7 @@
 """`diagnose`: closed forms of sharpness, edge, growth and contributions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,7 +206,8 @@ def test_the_first_steps_that_are_not_finite_are_named_in_float32():
     d = metalr.diagnose(L, jnp.float32(5.0))  # w is multiplied by −9, dw/dη by more
     losses = np.asarray(L.trajectory(jnp.float32(5.0)))
     assert d.first_not_finite["loss"] == int(np.argmax(~np.isfinite(losses)))
-    assert d.first_not_finite["tangent"] < d.first_not_finite["params"] == 41
+    first: Any = d.first_not_finite
+    assert first["tangent"] < first["params"] == 41
     assert d.findings[0].kind == "not finite"
     assert d.lyapunov == pytest.approx(np.log(9.0), rel=1e-5)
     assert d.losses.dtype == np.float32

@@ -52,9 +52,9 @@ def check_hypergrad(
 
     The reference is the closed form, else the first engine that differences confirm (in
     float64, if the run is in lower precision and x64 is on). Where a low-precision
-    engine is off by more than `rtol` but its float64 run is not, the row says
-    "rounding". Gradients may differ by `rtol` of the largest entry of each leaf, plus
-    100 roundings of the value.
+    engine is off by more than `rtol` but its float64 run is not, or in chaos its run
+    ends at another value, the row says "rounding". Gradients may differ by `rtol` of
+    the largest entry of each leaf, plus 100 roundings of the value.
 
     Cost: two runs of each engine and its compilation, and 25 runs (float64; 11 in
     float32) for each number or direction. Not to be traced.

@@ -67,7 +67,8 @@ def measure(
         result, "standard_error"
     )
     status = "biased" if biased else "agrees"
-    return row._replace(grad=jax.tree.map(np.asarray, result.grad), status=status)
+    grad = jax.tree.map(np.asarray, result.grad)
+    return row._replace(value=float(result.value), grad=grad, status=status)
 
 
 def _failure(error: Exception) -> Status:

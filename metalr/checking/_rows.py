@@ -29,6 +29,7 @@ class Row(NamedTuple):
 
     Attributes:
         name: the engine, or what else it is.
+        value: of the objective, as the engine computed it.
         grad: its result, of the structure of hyper; None where there is none.
         difference: largest deviation from the reference, as a part of the largest entry
             of the leaf (of the derivative along the direction, for differences).
@@ -37,13 +38,15 @@ class Row(NamedTuple):
         temp_bytes: temporary memory of the compiled program.
         seconds: of one run, once compiled.
         status: "reference"; "agrees"; "differs" (beyond the tolerance); "rounding"
-            (differs, but not in float64); "inconclusive" (differences that tell
-            nothing here: a kink, chaos, noise); "biased" (by its nature, not judged);
+            (differs, but not in float64, or its run ends at another value while
+            finite differences tell nothing: chaos); "inconclusive" (differences that
+            tell nothing here: a kink, chaos, noise); "biased" (by its nature, not judged);
             "not finite"; "refused" (the engine can't); "out of memory"; "failed".
         reason: why, or with which settings.
     """
 
     name: str
+    value: float | None = None
     grad: Any = None
     difference: float | None = None
     tolerance: float | None = None

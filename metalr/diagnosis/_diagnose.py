@@ -284,7 +284,7 @@ def _flat(tree: Hyper) -> list[Array]:
 
 
 def _assemble(
-    steps: Steps, ends: Ends, parts: np.ndarray, direction: Hyper, metric: str
+    steps: Any, ends: Any, parts: np.ndarray, direction: Hyper, metric: str
 ) -> Diagnosis:
     losses, slopes = (
         np.append(along, end)
