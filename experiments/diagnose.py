@@ -2,13 +2,13 @@
 
 The same tanh network on digits, full batch, gradient descent, one learning rate: far
 below the edge of stability, and far beyond it; and a regression beyond its edge, which
-has a closed form. `metalr.diagnose` looks along each run, `metalr.check_hypergrad` holds
-its engines against finite differences.
-Claim: below the edge every way to the derivative agrees and nothing is found but the
-burn-in. Beyond it the network stays finite but is chaotic: perturbations grow, the
+has a closed form. `metalr.diagnose` looks along each run, `metalr.check_hypergrad`
+holds its engines against finite differences.
+Claim: below the edge every way to the derivative agrees and nothing is found.
+Beyond it the network stays finite but is chaotic: perturbations grow, the
 hypergradient is orders of magnitude larger than any slope of the loss, the engines
-differ as their runs do (rounding is amplified), and differences are inconclusive. The regression grows as
-the closed form says, 2·log|1 − ηλ_max| a step.
+differ as their runs do (rounding is amplified), and differences are inconclusive. The
+regression grows as the closed form says, 2·log|1 − ηλ_max| a step.
 """
 
 import math
@@ -130,7 +130,7 @@ def _scale(axes: Any, values: np.ndarray) -> None:
     if values.size and values.max() > 30.0 * values.min():
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.1 * values.max(initial=1e-300))
 
 
 def _summary(

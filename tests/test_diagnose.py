@@ -295,6 +295,23 @@ def test_the_horizon_is_where_the_truncated_derivative_comes_to_stay(
     assert horizon(parts, direct, direct + float(np.sum(parts)), 0.9) == expected
 
 
+@pytest.mark.slow
+def test_the_experiment_runs_and_meets_its_closed_form():
+    from experiments import diagnose
+
+    small = diagnose.Config(steps=30, units=4, examples=20, curve=3, iterations=2)
+    records = list(diagnose.run(small))
+    summaries = [record for record in records if "along" in record]
+    assert len(summaries) == 3
+    assert len(records) <= diagnose.size(small)
+    last = summaries[-1]
+    assert last["hypergradient_rate"] == pytest.approx(
+        last["closed_form_rate"], rel=1e-6
+    )
+    assert summaries[0]["check"] == "agrees"
+    assert diagnose.figures(records)["diagnose"].axes
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -83,10 +83,12 @@ class Comparison:
 
     def _own_run(self, row: Row, rows: list[Row]) -> Row:
         """Not wrong, but of another run: rounding took it to another value."""
-        values = [r.value for r in rows if r.status == "reference"]
-        if row.status != "differs" or row.value is None or values in ([], [None]):
+        values = [
+            r.value for r in rows if r.status == "reference" and r.value is not None
+        ]
+        if row.status != "differs" or row.value is None or not values:
             return row
-        (value,) = values
+        value = values[0]
         apart = abs(row.value - value) > self.rtol * max(abs(value), abs(row.value))
         reason = f"its run ends at {row.value:.6g}, the reference's at {value:.6g}"
         return row._replace(status="rounding", reason=reason) if apart else row
@@ -173,11 +175,14 @@ class Comparison:
         least = along_product(floor, jax.tree.map(np.abs, direction.tangent))
         size = max(abs(product), abs(slope.value), least)
         reason = _settings(self._precise_dtype(), along)
+        size = size or 1.0
+        difference = abs(slope.value - product) / size
+        tolerance = self.rtol + (slope.error + least) / size
         row = Row(
             "finite differences",
             grad=_by_coordinate(slopes, along, self.hyper),
-            difference=abs(slope.value - product) / size if size else 0.0,
-            tolerance=self.rtol + (slope.error + least) / size if size else self.rtol,
+            difference=difference,
+            tolerance=tolerance,
             leaf=direction.name,
             reason=reason,
         )
@@ -191,7 +196,7 @@ class Comparison:
             )
             reason = f"along {along[doubtful[0]].name} {why}; {reason}"
             return row._replace(status="inconclusive", reason=reason)
-        agrees = ratio <= 1.0 or row.difference <= row.tolerance
+        agrees = ratio <= 1.0 or difference <= tolerance
         return row._replace(status="agrees" if agrees else "differs")
 
     def _inner_row(self) -> Row:
@@ -199,22 +204,24 @@ class Comparison:
         assert isinstance(objective, Unrolled)
         product, slope = inner_gradient(objective, hyper, self.key)
         size = max(abs(product), abs(slope.value)) or 1.0
+        difference = abs(product - slope.value) / size
+        tolerance = self.rtol + slope.error / size
         row = Row(
             "inner gradient",
-            difference=abs(product - slope.value) / size,
-            tolerance=self.rtol + slope.error / size,
+            difference=difference,
+            tolerance=tolerance,
             leaf="params",
             reason="of step 0, against finite differences of the inner loss",
         )
         if not _is_conclusive(slope, 0.0):
             return row
-        agrees = row.difference <= row.tolerance
+        agrees = difference <= tolerance
         return row._replace(status="agrees" if agrees else "differs")
 
 
 def _settings(dtype: np.dtype, along: list[Direction]) -> str:
     steps = ladder(dtype)
-    what = "number" if along[0].index is not None else "direction"
+    what = "number" if along[0].place is not None else "direction"
     several = "s" if len(along) > 1 else ""
     return (
         f"central, in {dtype}, {steps.size} steps of {steps[0]:.3g} to {steps[-1]:.1g} "
@@ -244,7 +251,7 @@ def _worst(
 def _by_coordinate(
     slopes: list[Slope], along: list[Direction], hyper: Hyper
 ) -> Hyper | None:
-    if along[0].index is None:
+    if along[0].place is None:
         return None
     steps = [sum(float(np.sum(x)) for x in jax.tree.leaves(d.tangent)) for d in along]
     flat = iter([s.value / size for s, size in zip(slopes, steps, strict=True)])

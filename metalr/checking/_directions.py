@@ -27,7 +27,7 @@ class Direction(NamedTuple):
 
     name: str
     tangent: Hyper  # numpy, float64
-    index: int | None = None  # the coordinate in the raveled hyper, if it is one
+    place: int | None = None  # the coordinate in the raveled hyper, if it is one
 
 
 def directions(hyper: Hyper, key: Array, count: int) -> list[Direction]:
@@ -73,8 +73,8 @@ def differences(
 
     def values(tangent: Hyper, shifts: np.ndarray) -> np.ndarray:
         tangent = jax.tree.map(lambda t, h: jnp.asarray(t, h.dtype), tangent, hyper)
-        shifts = jnp.asarray(shifts, jax.tree.leaves(hyper)[0].dtype)
-        return np.asarray(_values(as_pytree(objective), hyper, tangent, shifts))
+        at = jnp.asarray(shifts, jax.tree.leaves(hyper)[0].dtype)
+        return np.asarray(_values(as_pytree(objective), hyper, tangent, at))
 
     return [
         differentiate(lambda s, d=d: values(d.tangent, s), 1.0, dtype) for d in along

@@ -49,7 +49,8 @@ def measure(
     try:
         program = jax.jit(lambda o, h: hypergradient(o, h, engine))
         compiled = program.lower(as_pytree(objective), hyper).compile()
-        memory = compiled.memory_analysis().temp_size_in_bytes
+        accounting: Any = compiled.memory_analysis()
+        memory = accounting.temp_size_in_bytes
         row = row._replace(temp_bytes=memory)
         if memory > limit:
             reason = f"needs {memory} bytes, memory_limit is {limit:.0f}"

@@ -40,8 +40,9 @@ class Row(NamedTuple):
         status: "reference"; "agrees"; "differs" (beyond the tolerance); "rounding"
             (differs, but not in float64, or its run ends at another value while
             finite differences tell nothing: chaos); "inconclusive" (differences that
-            tell nothing here: a kink, chaos, noise); "biased" (by its nature, not judged);
-            "not finite"; "refused" (the engine can't); "out of memory"; "failed".
+            tell nothing here: a kink, chaos, noise); "biased" (by its nature, not
+            judged); "not finite"; "refused" (the engine can't); "out of memory";
+            "failed".
         reason: why, or with which settings.
     """
 
@@ -139,9 +140,9 @@ def _gradient(grad: Hyper) -> str:
     return f"norm {norm:.8g}"
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 1000.0:
             return f"{count:.3g} {unit}"
-        count = count / 1000
+        count /= 1000.0
     return f"{count:.3g} GB"
