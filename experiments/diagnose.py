@@ -54,12 +54,6 @@ class Problem(NamedTuple):
     growth: float | None = None  # of the hypergradient a step, in closed form
 
 
-def size(config: Config) -> int:
-    """Records that `run` yields, at most."""
-    del config
-    return 3 * 9
-
-
 def run(config: Config) -> Iterator[Record]:
     """For each problem its diagnosis, its findings, and each row of its check."""
     for problem_name, make in _PROBLEMS.items():

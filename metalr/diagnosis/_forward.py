@@ -73,7 +73,7 @@ def forward(
         size = _norm(random)
         random = _normalized(random, fresh)
 
-        def gradient(params: Array) -> Array:
+        def gradient(params: Params) -> Params:
             return objective.gradients(hyper, params, index)[1]
 
         grads, hessian = jax.linearize(gradient, state.params)
