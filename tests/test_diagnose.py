@@ -301,7 +301,7 @@ def test_the_experiment_meets_its_closed_form_and_draws(monkeypatch):
 
     only = {"regression beyond the edge": diagnose._regression}
     monkeypatch.setattr(diagnose, "_PROBLEMS", only)
-    records = list(diagnose.run(diagnose.Config(steps=40, curve=3, iterations=2)))
+    records = list(diagnose.run(diagnose.Config(relative_rate=1.5, steps=60, curve=3)))
     (summary,) = (record for record in records if "along" in record)
     closed = summary["closed_form_rate"]
     assert summary["hypergradient_rate"] == pytest.approx(closed, rel=1e-6)
