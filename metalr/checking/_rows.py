@@ -122,7 +122,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.status,
         "" if row.difference is None else f"{row.difference:.1e}",
         "" if row.tolerance is None else f"{row.tolerance:.1e}",
-        "" if row.temp_bytes is None else _bytes(row.temp_bytes),
+        "" if row.temp_bytes is None else _bytes(float(row.temp_bytes)),
         "" if row.seconds is None else f"{row.seconds:.2g} s",
         _gradient(row.grad),
     )
