@@ -107,7 +107,27 @@ def _add_results(commands: Any) -> None:
     results.set_defaults(action=_results)
 
 
-_COMMANDS: tuple[Callable[[Any], None], ...] = (_add_run, _add_sweep, _add_results)
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="make an HTML page of results")
+    report.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="STORE-or-RUN",
+        help="a sweep's store, or the folder of a run (RUNS/EXPERIMENT/ID)",
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the page (report.html)"
+    )
+    report.set_defaults(action=_report)
+
+
+_COMMANDS: tuple[Callable[[Any], None], ...] = (
+    _add_run,
+    _add_sweep,
+    _add_results,
+    _add_report,
+)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +164,7 @@ def _list(options: argparse.Namespace) -> int:
     print("\nRun one: python -m experiments run configs/NAME.yaml [key=value …]")
     print("Its options: python -m experiments.NAME --help")
     print("Many points: python -m experiments sweep CONFIG.yaml, then results STORE")
+    print("A page to look at: python -m experiments report STORE-or-RUN…")
     return 0
 
 
@@ -185,6 +206,14 @@ def _results(options: argparse.Namespace) -> int:
 
     found = query(options.store, options.where, every=options.all)
     render(found, options.format, options.out)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from experiments.report import write_report
+
+    write_report(options.sources, options.out)
+    print(options.out)
     return 0
 
 

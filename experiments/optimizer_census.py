@@ -41,6 +41,7 @@ NOT_RUN = {
     "lbfgs": "its line search is a while loop, which reverse mode cannot pass; its "
     "number of iterations is not a smooth function",
     "optimistic_adam": "deprecated by optax; optimistic_adam_v2 is run",
+    "sophia": "takes `obj_fn` at each update, a name that optax's line searches refuse",
     "sam": "wraps two optimizers; it takes no learning rate of its own",
 }
 """Optimizers that optax exports and that are left out, each with its reason."""

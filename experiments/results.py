@@ -110,7 +110,8 @@ def _constant(found: Sequence[Entry], name: str) -> bool:
     return len(found) > 1 and len({repr(entry.get(name)) for entry in found}) == 1
 
 
-def _csv(found: Sequence[Entry]) -> str:
+def as_csv(found: Sequence[Entry]) -> str:
+    """All fields with a header; lists and mappings as JSON."""
     target = io.StringIO()
     writer = csv.DictWriter(target, _names(found), lineterminator="\n")
     writer.writeheader()
@@ -126,7 +127,7 @@ def _json(found: Sequence[Entry]) -> str:
 
 _TEXTS: dict[str, Callable[[Sequence[Entry]], str]] = {
     "table": _table,
-    "csv": _csv,
+    "csv": as_csv,
     "json": _json,
 }
 

@@ -152,27 +152,29 @@ def _show(records: list[Record], module: ModuleType, console: Console) -> None:
                 key.replace("_", " "), justify="right" if right else "left"
             )
         for row in rows:
-            table.add_row(*(_cell(row.get(key)) for key in keys))
+            table.add_row(*(escape(cell(row.get(key))) for key in keys))
         console.print(table)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as tables show it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.7g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
-    return "" if value is None else escape(str(value))
+    return "" if value is None else str(value)
 
 
 def _save_figures(module: ModuleType, records: list[Record], folder: Path) -> None:
     if not hasattr(module, "figures"):
         return
+    from experiments.hover import to_svg
     from experiments.style import figure_style
 
     with figure_style():
         for name, figure in module.figures(records).items():
-            for suffix in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{suffix}")
+            figure.savefig(folder / f"{name}.png")
+            (folder / f"{name}.svg").write_text(to_svg(figure), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Any) -> None:

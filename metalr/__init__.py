@@ -16,6 +16,12 @@ from . import (
     tasks as tasks,
     theory as theory,
 )
+from .checking import (
+    Check as Check,
+    HypergradientError as HypergradientError,
+    check_hypergrad as check_hypergrad,
+)
+from .diagnosis import Diagnosis as Diagnosis, diagnose as diagnose
 from .guard import guard as guard
 from .hypergrad import (
     EvolutionStrategies as EvolutionStrategies,

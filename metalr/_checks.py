@@ -57,6 +57,25 @@ def one_dtype(tree: PyTree, name: str) -> jnp.dtype:
     return first.dtype
 
 
+def leading_axis(batches: PyTree, steps: int) -> None:
+    """Check that there is one batch for each update.
+
+    Raises:
+        ValueError: if there is no step, or a leaf's leading axis has another length.
+    """
+    if steps == 0:
+        msg = "steps=0 sees no batch: pass batches=None"
+        raise ValueError(msg)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
+        if leaf.ndim == 0 or leaf.shape[0] != steps:
+            msg = (
+                f"{path_name('batches', path)} has shape {leaf.shape}; steps={steps} "
+                "needs a leading axis of that length, one entry for each update: "
+                "slice or repeat the batches"
+            )
+            raise ValueError(msg)
+
+
 def positive_int(value: Any, name: str) -> None:
     """Check an option that is a count or None.
 

@@ -9,7 +9,15 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import float_leaves, one_dtype, path_name, positive_int
+from . import _derivatives
+from ._checks import (
+    float_leaves,
+    leading_axis,
+    one_dtype,
+    path_name,
+    positive_int,
+)
+from ._derivatives import Derivatives
 from ._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
 from .checkpointing import scan
 from .guard import guard
@@ -121,7 +129,7 @@ class Unrolled:
             positive_int(getattr(self, name), name)
         if self.batches is not None:
             batches = jax.tree.map(jnp.asarray, self.batches)
-            _check_batches(batches, self.steps)
+            leading_axis(batches, self.steps)
             object.__setattr__(self, "batches", batches)
         elif self.microbatch is not None:
             msg = (
@@ -148,6 +156,34 @@ class Unrolled:
         losses, params = _trajectory(self, hyper)
         # A program of its own, so that its bits do not depend on the loop before it.
         return jnp.append(losses, _last_loss(self, hyper, params))
+
+    def derivatives(self, hyper: Hyper) -> Derivatives:
+        r"""The whole curve with $L_s'$ and $L_s''$, for one scalar hyperparameter.
+
+        `NamedTuple(values, slopes, curvatures)`, each of length `steps` + 1: entry s
+        belongs to `trajectory(hyper)[s]`, and `values` is that trajectory, to rounding
+        (another program computes it). One forward pass, nested `jax.jvp`: about four
+        runs' time, four states and 3(T + 1) numbers in memory, whatever the
+        objective's `checkpoints`. Works with every optimizer, under `jit` and `vmap`,
+        and can be differentiated again.
+
+        Args:
+            hyper: a scalar, or a pytree with one scalar leaf.
+
+        Raises:
+            ValueError: if `hyper` is anything else.
+
+        Example:
+            >>> import optax, metalr
+            >>> loss = lambda params, hyper, batch: 0.5 * params**2
+            >>> L = metalr.Unrolled(loss, optax.sgd, 1.0, steps=2)
+            >>> print(L.derivatives(0.5).slopes, L.derivatives(0.5).curvatures)
+            [ 0.   -0.5  -0.25] [0.  1.  1.5]
+        """
+        hyper = float_leaves(hyper, "hyper")
+        remedy = "use jax.jacfwd(objective.trajectory), or a lambda of one of them"
+        _derivatives.check_scalar(hyper, remedy)
+        return _curve(self, hyper)
 
     # The parts of a run, for the engines that take it apart. `hyper` is prepared.
 
@@ -290,6 +326,12 @@ def _last_loss(objective: Unrolled, hyper: Hyper, params: Params) -> Scalar:
     return objective.inner_loss(hyper, objective.steps - 1)(params)
 
 
+@jax.jit
+def _curve(objective: Unrolled, hyper: Hyper) -> Derivatives:
+    plain = dataclasses.replace(objective, checkpoints=None)
+    return _derivatives.derivatives(plain.trajectory, hyper)
+
+
 def _run(objective: Unrolled, hyper: Hyper) -> State:
     def body(state: State, index: jax.Array) -> tuple[State, None]:
         return objective.step(hyper, state, index)[0], None
@@ -327,20 +369,6 @@ def _real_scalar(value: Any, name: str) -> Any:
         )
         raise ValueError(msg)
     return value
-
-
-def _check_batches(batches: PyTree, steps: int) -> None:
-    if steps == 0:
-        msg = "steps=0 sees no batch: pass batches=None"
-        raise ValueError(msg)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
-        if leaf.ndim == 0 or leaf.shape[0] != steps:
-            msg = (
-                f"{path_name('batches', path)} has shape {leaf.shape}; steps={steps} "
-                "needs a leading axis of that length, one entry for each update: "
-                "slice or repeat the batches"
-            )
-            raise ValueError(msg)
 
 
 def _probe_loss(objective: Unrolled) -> None:

@@ -111,11 +111,11 @@ def _reverse(
         return objective.gradients(hyper, params, index)
 
     (value, grads, hyper_grads), along = jax.linearize(gradient, state.params)
-    floats, rebuild = _floats(state)
+    floats, rebuild = floats_of(state)
 
     def update(floats: Floats, value: Array, grads: Params, hyper: Hyper) -> Floats:
         new = objective.update(hyper, rebuild(floats), value, grads, index)
-        return _floats(new)[0]
+        return floats_of(new)[0]
 
     _, pull_back = jax.vjp(update, floats, value, grads, hyper)
     floats_bar, value_bar, grads_bar, update_bar = pull_back(state_bar)
@@ -145,7 +145,7 @@ def _outer_pullback(
     value, (params_bar, hyper_bar) = jax.value_and_grad(
         lambda params, hyper: objective.evaluate(hyper, params), argnums=(0, 1)
     )(last.params, hyper)
-    floats, _ = _floats(last)
+    floats, _ = floats_of(last)
     leaves = jax.tree.leaves(params_bar)
     rest = [jnp.zeros_like(x) for x in floats[len(leaves) :]]
     return value, ([*leaves, *rest], hyper_bar)
@@ -155,14 +155,14 @@ def _finish(
     objective: Unrolled, hyper: Hyper, value: Array, state_bar: Floats, hyper_bar: Hyper
 ) -> HyperGradient:
     """Through the start of the run, and back to the dtypes of the user's hyper."""
-    start = lambda h: _floats(objective.init(objective.prepare(h)))[0]
+    start = lambda h: floats_of(objective.init(objective.prepare(h)))[0]
     _, pull_back = jax.vjp(start, hyper)
     (start_bar,) = pull_back(state_bar)
     grad = jax.tree.map(lambda a, b: a + b.astype(a.dtype), start_bar, hyper_bar)
     return HyperGradient(value, grad)
 
 
-def _floats(state: State) -> tuple[Floats, Any]:
+def floats_of(state: State) -> tuple[Floats, Any]:
     """The differentiable leaves (those of params first), and how to put them back."""
     leaves, structure = jax.tree.flatten(state)
     smooth = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]

@@ -1,0 +1,107 @@
+"""Which engines are compared, and the run of one of them."""
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Hyper
+from ..hypergrad import (
+    Engine,
+    Forward,
+    Implicit,
+    Mixed,
+    Reverse,
+    Reversible,
+    Truncated,
+    hypergradient,
+)
+from ..hypergrad._engine import Objective
+from ..hypergrad._measured import Measured
+from ..hypergrad.hypergradient import as_pytree
+from ..unrolled import Unrolled
+from ._rows import Row, Status
+
+_MOST_TANGENTS = 64
+"""More hyperparameters than that: forward mode is left out, it costs a run for each."""
+
+
+def default_engines(objective: Objective, hyper: Hyper) -> list[Engine]:
+    """The exact engines that may apply."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(hyper))
+    forward = [Forward(chunk=16 if count > 16 else None)]
+    if count > _MOST_TANGENTS:
+        forward = []
+    if not isinstance(objective, Unrolled):
+        return [Reverse(), *forward]
+    states = max(1, round(math.sqrt(2.0 * objective.steps)))
+    return [Reverse(), Reverse(checkpoints=states), *forward, Mixed(), Reversible()]
+
+
+def measure(
+    objective: Objective, hyper: Hyper, engine: Engine, limit: float = math.inf
+) -> Row:
+    """Compile and run one engine; what goes wrong is in the row."""
+    row = Row(str(engine))
+    try:
+        program = jax.jit(lambda o, h: hypergradient(o, h, engine))
+        compiled = program.lower(as_pytree(objective), hyper).compile()
+        accounting: Any = compiled.memory_analysis()
+        memory = accounting.temp_size_in_bytes
+        row = row._replace(temp_bytes=memory)
+        if memory > limit:
+            reason = f"needs {memory} bytes, memory_limit is {limit:.0f}"
+            return row._replace(status="out of memory", reason=reason)
+        jax.block_until_ready(compiled(as_pytree(objective), hyper))
+        start = time.perf_counter()
+        result = compiled(as_pytree(objective), hyper)
+        jax.block_until_ready(result)
+        row = row._replace(seconds=time.perf_counter() - start)
+        if isinstance(result, Measured):
+            result.check()
+    except Exception as error:  # noqa: BLE001 (whatever goes wrong is what is reported)
+        return row._replace(status=_failure(error), reason=_first_line(error))
+    biased = not _is_exact_engine(engine, objective) or hasattr(
+        result, "standard_error"
+    )
+    status = "biased" if biased else "agrees"
+    grad = jax.tree.map(np.asarray, result.grad)
+    return row._replace(value=float(result.value), grad=grad, status=status)
+
+
+def _failure(error: Exception) -> Status:
+    text = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return "out of memory"
+    refusals = (ValueError, TypeError, NotImplementedError)
+    return "refused" if isinstance(error, refusals) else "failed"
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split("\n\n")[0].split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _is_exact_engine(engine: Engine, objective: Objective) -> bool:
+    if isinstance(engine, Truncated):
+        return isinstance(objective, Unrolled) and engine.last >= objective.steps
+    return not isinstance(engine, Implicit)
+
+
+def is_exact(engine: Engine, row: Row) -> bool:
+    return row.status == "agrees" and not isinstance(engine, Reversible)
+
+
+def in_float64(objective: Objective, hyper: Hyper) -> tuple[Objective, Hyper]:
+    """The same, with every floating array that it holds in float64."""
+
+    def cast(leaf: Any) -> Any:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            return leaf
+        return jnp.asarray(leaf, jnp.float64)
+
+    return jax.tree.map(cast, as_pytree(objective)), jax.tree.map(cast, hyper)

@@ -1,0 +1,148 @@
+"""One line of the table: a way to compute a hypergradient, and how it fared."""
+
+import math
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from .._checks import path_name
+from .._types import Hyper
+
+Status: TypeAlias = Literal[
+    "reference",
+    "agrees",
+    "differs",
+    "rounding",
+    "inconclusive",
+    "biased",
+    "not finite",
+    "refused",
+    "out of memory",
+    "failed",
+]
+
+
+class Row(NamedTuple):
+    """A way to compute the hypergradient.
+
+    Attributes:
+        name: the engine, or what else it is.
+        value: of the objective, as the engine computed it.
+        grad: its result, of the structure of hyper; None where there is none.
+        difference: largest deviation from the reference, as a part of the largest entry
+            of the leaf (of the derivative along the direction, for differences).
+        tolerance: what was allowed, in the same measure.
+        leaf: path of the worst leaf, or the name of the worst direction.
+        temp_bytes: temporary memory of the compiled program.
+        seconds: of one run, once compiled.
+        status: "reference"; "agrees"; "differs" (beyond the tolerance); "rounding"
+            (differs, but not in float64, or its run ends at another value while
+            finite differences tell nothing: chaos); "inconclusive" (differences that
+            tell nothing here: a kink, chaos, noise); "biased" (by its nature, not
+            judged); "not finite"; "refused" (the engine can't); "out of memory";
+            "failed".
+        reason: why, or with which settings.
+    """
+
+    name: str
+    value: float | None = None
+    grad: Any = None
+    difference: float | None = None
+    tolerance: float | None = None
+    leaf: str = ""
+    temp_bytes: int | None = None
+    seconds: float | None = None
+    status: Status = "inconclusive"
+    reason: str = ""
+
+
+class Deviation(NamedTuple):
+    """The worst leaf of one gradient against another."""
+
+    difference: float
+    tolerance: float
+    leaf: str
+
+    @property
+    def within(self) -> bool:
+        """Not beyond the tolerance; nan is."""
+        return self.difference <= self.tolerance
+
+
+def deviation(
+    grad: Hyper, reference: Hyper, *, rtol: float, floor: PyTree[float]
+) -> Deviation:
+    """How far `grad` is from `reference`, in the leaf that is worst for its tolerance.
+
+    Both as parts of the leaf's largest entry; `floor` is an absolute error that each
+    leaf may have besides.
+    """
+    worst = Deviation(0.0, rtol, "")
+    ratio = -1.0
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(reference),
+        jax.tree.leaves(grad),
+        jax.tree.leaves(floor),
+        strict=True,
+    )
+    for (path, right), found, least in pairs:
+        right64 = np.asarray(right, np.float64)
+        error = float(np.max(np.abs(np.asarray(found, np.float64) - right64)))
+        size = float(np.max(np.abs(right64))) or 1.0
+        here = Deviation(error / size, rtol + least / size, path_name("hyper", path))
+        part = here.difference / here.tolerance
+        if not part <= ratio:  # nan counts as worse
+            worst, ratio = here, part if math.isfinite(part) else math.inf
+    return worst
+
+
+def finite(grad: Hyper) -> bool:
+    """Every entry is."""
+    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grad))
+
+
+def table(rows: tuple[Row, ...]) -> str:
+    """The rows as aligned text."""
+    header = ("way", "status", "difference", "allowed", "memory", "time", "gradient")
+    lines = [header, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = []
+    for line, row in zip(lines, (None, *rows), strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        note = f"  {row.reason}" if row is not None and row.reason else ""
+        text.append(("  ".join(cells) + note).rstrip())
+    return "\n".join(text)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.status,
+        "" if row.difference is None else f"{row.difference:.1e}",
+        "" if row.tolerance is None else f"{row.tolerance:.1e}",
+        "" if row.temp_bytes is None else _bytes(float(row.temp_bytes)),
+        "" if row.seconds is None else f"{row.seconds:.2g} s",
+        _gradient(row.grad),
+    )
+
+
+def _gradient(grad: Hyper) -> str:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(grad)]
+    if not leaves:
+        return ""
+    if sum(leaf.size for leaf in leaves) <= 3:
+        return ", ".join(f"{x:.8g}" for leaf in leaves for x in leaf.ravel())
+    norm = math.sqrt(
+        sum(float(np.sum(leaf.astype(np.float64) ** 2)) for leaf in leaves)
+    )
+    return f"norm {norm:.8g}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000.0:
+            return f"{count:.3g} {unit}"
+        count /= 1000.0
+    return f"{count:.3g} GB"
