@@ -11,14 +11,16 @@ from metalr.tasks import Each, Mean, stack
 from tests.helpers import assert_close
 from tests.test_tasks import HYPER, problem
 
-jax.config.update("jax_enable_x64", True)
-mesh = jax.make_mesh((4,), ("tasks",), axis_types=(AxisType.Auto,))
+
+def four_devices() -> jax.sharding.Mesh:
+    """All of them, as one axis of tasks."""
+    return jax.make_mesh((4,), ("tasks",), axis_types=(AxisType.Auto,))
 
 
 def check(count: int) -> None:
     """`count` tasks on four devices are the same tasks on one."""
     stacked = stack([problem(seed) for seed in range(count)])
-    one, four = Mean(stacked), Mean(stacked, mesh)
+    one, four = Mean(stacked), Mean(stacked, four_devices())
     pairs = [
         (one.values(HYPER), four.values(HYPER)),
         (jax.grad(one)(HYPER), jax.grad(four)(HYPER)),
@@ -33,7 +35,7 @@ def check(count: int) -> None:
 
 def check_placement() -> None:
     """Each device holds its share, and no task's arrays cross between devices."""
-    mean = Mean(stack([problem(seed) for seed in range(8)]), mesh)
+    mean = Mean(stack([problem(seed) for seed in range(8)]), four_devices())
     for leaf in jax.tree.leaves(mean):
         shapes = {shard.data.shape[0] for shard in leaf.addressable_shards}
         assert shapes == {2}
@@ -51,8 +53,10 @@ def check_placement() -> None:
     assert all(math.prod(map(int, s.split(","))) <= mean.count for s in shapes), shapes
 
 
-assert jax.device_count() == 4
-check(8)
-check(6)  # not a multiple of the devices
-check_placement()
-print("several devices: the same results")  # noqa: T201
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    assert jax.device_count() == 4
+    check(8)
+    check(6)  # not a multiple of the devices
+    check_placement()
+    print("several devices: the same results")  # noqa: T201
