@@ -63,20 +63,25 @@ def run(config: Config) -> Iterator[Record]:
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """Memory and time of each way, as multiples of training."""
-    rows = [record for record in records if record.get("time_ratio")]
-    figure, (axes,) = panels(height=4.5)
+    rows = [
+        record
+        for record in records
+        if record.get("time_ratio") and record["way"] != "training"
+    ]
+    figure, (axes, key) = panels(2, height=4.5)
     for index, row in enumerate(rows):
-        axes.plot(row["temp_ratio"], row["time_ratio"], "o", color=f"C{index % 7}")
-        axes.annotate(
-            f"{row['way']} ({row['table'].partition(',')[0]})",
-            (row["temp_ratio"], row["time_ratio"]),
-            fontsize=6,
-            xytext=(4, 2),
-            textcoords="offset points",
+        axes.plot(
+            row["temp_ratio"],
+            row["time_ratio"],
+            "os^Dv"[index % 5],
+            color=f"C{index % 7}",
+            label=f"{row['way']} ({row['table'].partition(',')[0]})",
         )
+    axes.plot(1.0, 1.0, "k*", label="training")
     axes.set(xscale="log", xlabel="temporary memory (× training's)")
-    axes.set(ylabel="time (× training's)", xlim=(0.8, None))
-    axes.margins(x=0.3)
+    axes.set(ylabel="time (× training's)")
+    key.legend(*axes.get_legend_handles_labels(), loc="center left")
+    key.axis("off")
     return {"engines": figure}
 
 
