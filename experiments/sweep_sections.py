@@ -132,7 +132,7 @@ def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     if not hasattr(module, "figures"):
         return [], []
     pictures, notes = [], []
-    groups = _groups(rows)
+    groups = _groups(rows, together=hasattr(module, "BATCHED"))
     for title, records in list(groups.items())[:MAX_GROUPS]:
         label = f" ({title})" if title else ""
         try:
@@ -146,11 +146,14 @@ def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     return pictures, notes
 
 
-def _groups(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+def _groups(rows: Sequence[Row], *, together: bool) -> dict[str, list[dict[str, Any]]]:
     """Records by setting: points that differ in the experiment's own lists only.
 
-    `steps: [[1], [10]]` as an axis is `steps: [1, 10]` in a run: one figure.
+    `steps: [[1], [10]]` as an axis is `steps: [1, 10]` in a run: one figure. An
+    experiment that is made of points (`BATCHED`) draws all of them `together`.
     """
+    if together:
+        return {"": [record for row in rows for record in row.records]}
     lists = {n for row in rows for n, v in _fields(row).items() if isinstance(v, list)}
     varying = [name for name in _varying(rows) if name not in lists]
     groups: dict[str, list[dict[str, Any]]] = {}

@@ -496,3 +496,25 @@ def test_a_page_that_misbehaves_is_noticed(tmp_path):
     _, log, asked = browse(bad, tmp_path)
     assert "CONSOLE" in log
     assert asked == {"http://127.0.0.1:9/x.png"}
+
+
+def test_an_experiment_made_of_points_draws_all_of_them_together():
+    from experiments.sweep_sections import _groups
+
+    rows = [
+        Row(
+            key=str(seed),
+            experiment="tuned_rate",
+            config={"experiment": "tuned_rate", "seed": seed},
+            status="finished",
+            error=None,
+            records=[{"T": seed}],
+            provenance={},
+            seconds=1.0,
+            attempts=1,
+            finished_at="2026-01-01T00:00:00+00:00",
+        )
+        for seed in range(3)
+    ]
+    assert _groups(rows, together=True) == {"": [{"T": 0}, {"T": 1}, {"T": 2}]}
+    assert len(_groups(rows, together=False)) == 3
