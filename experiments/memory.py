@@ -113,13 +113,14 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
     for panel, title in zip(axes, titles, strict=False):
         labels = dict.fromkeys(r["engine"] for r in rows if r["table"] == title)
         for label in labels:
-            color = f"C{list(WAYS).index(label)}"
+            place = list(WAYS).index(label)
+            color, marker = f"C{place}", "os"[place // 7]  # seven colors in the cycle
             mine = [r for r in rows if r["table"] == title and r["engine"] == label]
             steps = np.array([r["T"] for r in mine])
             panel.plot(
                 steps,
                 [r["temp_bytes"] for r in mine],
-                "o-",
+                marker + "-",
                 color=color,
                 label=label,
                 markersize=4,
