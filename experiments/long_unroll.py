@@ -20,12 +20,14 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
+from rich.console import Console
 
 import metalr
 from experiments.code import code_version
 from experiments.config import ConfigError, ExperimentConfig, digest
 from experiments.resume import in_chunks
 from experiments.runner import Record, output_folder
+from experiments.scan_progress import scan_progress, watched
 from experiments.style import panels
 from metalr import profiling
 from metalr.convnet import Conv, Dense, Pool
@@ -70,18 +72,19 @@ def run(config: Config) -> Iterator[Record]:
             "fits": candidate.temp_bytes <= limit,
             "chosen": candidate.engine == chosen.engine,
         }
-    shown = 0
-    learn = functools.partial(
-        metalr.learn,
-        objective,
-        outer_optimizer=optax.adam(config.outer_learning_rate),
-        engine=chosen.engine,
-        log=True,
-    )
-    for learned in _chunks(learn, rates, config, checkpoints):
-        for step in range(shown, int(learned.steps) + 1):
-            yield _row(learned.history, step, config)
-        shown = int(learned.steps) + 1
+    shown, console = 0, Console(stderr=True)
+    with scan_progress("long_unroll", total=config.steps, console=console) as tell:
+        learn = functools.partial(
+            metalr.learn,
+            watched(objective, tell),
+            outer_optimizer=optax.adam(config.outer_learning_rate),
+            engine=chosen.engine,
+            log=True,
+        )
+        for learned in _chunks(learn, rates, config, checkpoints):
+            for step in range(shown, int(learned.steps) + 1):
+                yield _row(learned.history, step, config)
+            shown = int(learned.steps) + 1
 
 
 def _checkpoints(config: Config) -> Path | None:
