@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import BundledData, RegressionData, load_regression
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.data import BundledData, RegressionData, load_regression
 from metalr.theory import Quadratic, estimators
 
 
@@ -192,6 +192,6 @@ def _losses(objective: Any, schedules: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("bias_of_estimators"))

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ExperimentConfig
-from experiments.data import BundledData, RegressionData, load_regression
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.data import BundledData, RegressionData, load_regression
 
 _CURVE = 241
 """Learning rates of a curve in the figure."""
@@ -291,6 +291,6 @@ def _curvatures(axis: Any, records: Sequence[Record]) -> None:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("convexity"))

@@ -19,16 +19,16 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 import metalr
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.networks import (
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.networks import (
     ConvLayer,
     DenseLayer,
     LayerConfig,
     PoolLayer,
     to_layers,
 )
-from experiments.runner import Record
-from experiments.style import panels
 from metalr import convnet
 
 _LENET: tuple[LayerConfig, ...] = (
@@ -164,6 +164,6 @@ def _rate(config: Config) -> jax.Array:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("convnet_memory"))

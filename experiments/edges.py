@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.config import ExperimentConfig
-from experiments.notes import IMAGE, LAPLACIAN
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.source_notes import IMAGE, LAPLACIAN
 from metalr import convnet
 
 
@@ -130,6 +130,6 @@ def _line(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("edges"))

@@ -20,10 +20,14 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 import metalr
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.papers import MIXED_SETTING, mixed_mode_memory, reversible_bits
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.papers import (
+    MIXED_SETTING,
+    mixed_mode_memory,
+    reversible_bits,
+)
 from metalr.convnet import Dense
 from metalr.hypergrad.binomial import forward_steps
 from metalr.problems import classifier, least_squares
@@ -350,6 +354,6 @@ def _equinox_loss(
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("engines"))

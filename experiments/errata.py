@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 
 import metalr
-from experiments.config import ExperimentConfig
-from experiments.networks import NOTES, to_layers
-from experiments.notes import IMAGE, LAPLACIAN, lagged_adagrad
-from experiments.runner import Record
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._settings.networks import NOTES, to_layers
+from experiments._settings.source_notes import IMAGE, LAPLACIAN, lagged_adagrad
 from metalr import bias, convnet
 from metalr.theory import Quadratic, implicit_bias as theory
 
@@ -659,6 +659,6 @@ ROWS: tuple[Callable[[], Row], ...] = (
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("errata"))

@@ -18,11 +18,11 @@ import optax
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import BundledData, RegressionData, load_regression
-from experiments.notes import lagged_adagrad
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.source_notes import lagged_adagrad
 from metalr import bias
 from metalr.problems import regression
 from metalr.theory import implicit_bias as theory
@@ -277,6 +277,6 @@ def _problem(config: Config) -> Problem:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("implicit_bias"))

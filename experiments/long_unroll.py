@@ -23,12 +23,12 @@ from pydantic import PositiveFloat, PositiveInt
 from rich.console import Console
 
 import metalr
-from experiments.code import code_version
-from experiments.config import ConfigError, ExperimentConfig, digest
+from experiments._command.config import ConfigError, ExperimentConfig, digest
+from experiments._command.runner import Record, output_folder
+from experiments._command.scan_progress import scan_progress, watched
+from experiments._command.sources import code_version
+from experiments._report.style import panels
 from experiments.resume import in_chunks
-from experiments.runner import Record, output_folder
-from experiments.scan_progress import scan_progress, watched
-from experiments.style import panels
 from metalr import profiling
 from metalr.convnet import Conv, Dense, Pool
 from metalr.problems import classifier
@@ -169,6 +169,6 @@ def _objective(config: Config) -> metalr.Unrolled:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("long_unroll"))

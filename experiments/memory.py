@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ExperimentConfig, Model
-from experiments.peak import fresh_peak
-from experiments.runner import Record
-from experiments.style import panels
-from experiments.workloads import Learned, Problem, Workload, workload
+from experiments._command.config import ExperimentConfig, Model
+from experiments._command.peak import fresh_peak
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.workloads import Learned, Problem, Workload, workload
 from metalr import profiling
 
 
@@ -212,6 +212,6 @@ def _check(config: Config) -> Iterator[Record]:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("memory"))

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import BundledData, RegressionData, load_regression
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.data import BundledData, RegressionData, load_regression
 from metalr.tasks import AXIS, Each, Mean, stack
 from metalr.theory import Quadratic
 
@@ -130,6 +130,6 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("meta_learning"))

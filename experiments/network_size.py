@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
-from experiments.config import ExperimentConfig, Model
-from experiments.networks import NOTES, LayerConfig, to_layers
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig, Model
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.networks import NOTES, LayerConfig, to_layers
 from metalr import convnet
 
 
@@ -124,6 +124,6 @@ def _built(
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("network_size"))

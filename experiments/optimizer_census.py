@@ -23,9 +23,9 @@ from optax._src import alias
 from pydantic import PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
 
 CASES = {
     "live": ((1.0, 1.0), (1.0, 1.0)),
@@ -255,6 +255,6 @@ def _error(
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("optimizer_census"))

@@ -28,13 +28,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
 from experiments._peers import work
 from experiments._peers.judge import Answer, verdict
 from experiments._peers.parent import fresh
 from experiments._peers.ways import BY_NAME, WAYS, Way
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._report.style import panels
 
 _FLOOR_MB = 0.1  # rises of a process's memory below this are noise
 
@@ -314,6 +314,6 @@ def _drawn(rows: Sequence[Record]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("peers"))

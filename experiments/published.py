@@ -21,11 +21,15 @@ from pydantic import PositiveFloat, PositiveInt
 
 import metalr
 from experiments import network_size, short_horizon
-from experiments.config import ExperimentConfig, read_yaml, validate
-from experiments.networks import to_layers
-from experiments.papers import MIXED_SETTING, mixed_mode_memory, reversible_bits
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig, read_yaml, validate
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.networks import to_layers
+from experiments._settings.papers import (
+    MIXED_SETTING,
+    mixed_mode_memory,
+    reversible_bits,
+)
 from metalr import convnet
 from metalr.problems import classifier, influence_balancing
 
@@ -378,6 +382,6 @@ _PARTS: dict[str, _Source] = {
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("published"))

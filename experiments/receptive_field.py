@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pydantic import PositiveInt
 
-from experiments.config import ExperimentConfig
-from experiments.networks import ConvLayer, LayerConfig, PoolLayer, to_layers
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.networks import ConvLayer, LayerConfig, PoolLayer, to_layers
 from metalr import convnet
 
 _C3 = ConvLayer(conv=1, kernel=3)
@@ -121,6 +121,6 @@ def _middle_unit(
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("receptive_field"))

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from pydantic import ValidationError
 
 import metalr
-from experiments.config import ConfigError, Model
+from experiments._command.config import ConfigError, Model
 from metalr import Learned
 from metalr.hypergrad import Engine
 

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import BundledData, RegressionData, load_regression
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.data import BundledData, RegressionData, load_regression
 from metalr.theory import Quadratic, schedules
 
 
@@ -168,6 +168,6 @@ def _conjugate_gradients(X: np.ndarray, t: np.ndarray, steps: int) -> list[float
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("schedules"))

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments.config import ExperimentConfig
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
 from metalr.theory import NoisyQuadratic
 
 
@@ -154,6 +154,6 @@ def _curve(model: NoisyQuadratic, schedule: jax.Array) -> list[float]:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("short_horizon"))

@@ -27,10 +27,10 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 from experiments import tuned_rate
-from experiments.config import ExperimentConfig
-from experiments.data import BundledData, RegressionData
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.data import BundledData, RegressionData
 
 Points: TypeAlias = Sequence[tuned_rate.Config]
 
@@ -198,6 +198,6 @@ def _processes(
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("sweep_speed"))

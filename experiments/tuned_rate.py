@@ -28,12 +28,17 @@ from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments import optima
-from experiments.config import ExperimentConfig
-from experiments.data import BundledData, CsvData, RegressionData, load_regression
-from experiments.optima import Problem
-from experiments.runner import Record
-from experiments.tuned_rate_figures import agreement, horizons
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._settings.data import (
+    BundledData,
+    CsvData,
+    RegressionData,
+    load_regression,
+)
+from experiments._tuned_rate import optima
+from experiments._tuned_rate.figures import agreement, horizons
+from experiments._tuned_rate.optima import Problem
 from metalr.problems import least_squares
 
 BATCHED = ("seed", "start", "momentum", "weight_scale", "noise")
@@ -364,6 +369,6 @@ def _name(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("tuned_rate"))

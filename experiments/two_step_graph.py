@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 import metalr
-from experiments.config import ExperimentConfig
-from experiments.data import BundledData, RegressionData, load_regression
-from experiments.runner import Record
-from experiments.style import panels
+from experiments._command.config import ExperimentConfig
+from experiments._command.runner import Record
+from experiments._report.style import panels
+from experiments._settings.data import BundledData, RegressionData, load_regression
 from metalr.graph import computation_graph, reverse_residuals
 
 _OPTIMIZERS = {
@@ -135,6 +135,6 @@ def _place(node: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    from experiments.cli import module_main
+    from experiments._command.cli import module_main
 
     raise SystemExit(module_main("two_step_graph"))

@@ -22,7 +22,6 @@ from .checking import (
     check_hypergrad as check_hypergrad,
 )
 from .diagnosis import Diagnosis as Diagnosis, diagnose as diagnose
-from .guard import guard as guard
 from .hypergrad import (
     EvolutionStrategies as EvolutionStrategies,
     Forward as Forward,
@@ -38,12 +37,13 @@ from .hypergrad import (
     Truncated as Truncated,
     hypergradient as hypergradient,
 )
-from .learn import (
+from .optimizers.guard import guard as guard
+from .optimizers.per_step import per_step as per_step
+from .outer.learn import (
     Learned as Learned,
     LearnState as LearnState,
     Newton as Newton,
     learn as learn,
 )
-from .online import Online as Online, online as online
-from .per_step import per_step as per_step
-from .unrolled import Unrolled as Unrolled
+from .outer.online import Online as Online, online as online
+from .runs.unrolled import Unrolled as Unrolled

@@ -37,3 +37,5 @@ OuterLoss: TypeAlias = Callable[[Params, Hyper], jax.Array]
 
 Optimizer: TypeAlias = Callable[[Hyper], optax.GradientTransformation]
 """`optimizer(hyper)`: an optax transformation made from the outer variables."""
+Objective: TypeAlias = Callable[[Any], Any]
+"""An `Unrolled`, or (for engines that say so) any traceable scalar function."""

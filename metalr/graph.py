@@ -7,9 +7,9 @@ import jax
 from jax.extend.core import JaxprEqn
 
 from ._checks import float_leaves, path_name
-from ._dataflow import Facts, propagate
+from ._programs.dataflow import Facts, propagate
 from ._types import Hyper
-from .unrolled import Unrolled
+from .runs.unrolled import Unrolled
 
 _PREFIX = "metalr:"
 _SYMBOLS = {"params": "w", "grad": "∇L", "loss": "L"}

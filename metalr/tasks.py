@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ._types import Hyper, Scalar
-from .hypergrad._engine import Engine, HyperGradient, Objective
+from ._types import Hyper, Objective, Scalar
+from .hypergrad._engine import Engine, HyperGradient
 from .hypergrad._measured import Measured
 from .hypergrad.hypergradient import as_pytree
-from .unrolled import Unrolled
+from .runs.unrolled import Unrolled
 
 AXIS = "tasks"
 """The mesh axis that tasks are spread over."""

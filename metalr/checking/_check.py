@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import float_leaves, positive_int
-from .._types import Hyper
+from .._programs.dependence import check_dependence
+from .._types import Hyper, Objective
 from ..hypergrad import Engine
-from ..hypergrad._engine import Objective
-from ..hypergrad.dependence import check_dependence
 from ..hypergrad.hypergradient import as_pytree
 from ..profiling import parse_bytes
 from ._compare import Comparison

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._types import Hyper
+from .._types import Hyper, Objective
 from ..convexity._exact import Exact, NotRationalError
 from ..convexity._interpret import interpret
 from ..convexity._run import NotCoveredError, OverBudgetError, Run
 from ..convexity._spectral import Spectral, recognize
-from ..hypergrad._engine import Objective
+from ..runs.unrolled import Unrolled
 from ..theory import Quadratic
-from ..unrolled import Unrolled
 
 _WORK = 5e7
 """64-bit multiplications for each exact derivative: about a second."""

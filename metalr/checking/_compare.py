@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._types import Hyper
+from .._types import Hyper, Objective
 from ..hypergrad import Engine
-from ..hypergrad._engine import Objective
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from ._closed import closed_form
 from ._differences import Slope, ladder
 from ._directions import (

@@ -10,10 +10,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from .._checks import path_name
-from .._types import Hyper
-from ..hypergrad._engine import Objective
+from .._types import Hyper, Objective
 from ..hypergrad.hypergradient import as_pytree
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from ._differences import Slope, differentiate
 
 MOST_COORDINATES = 6

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._types import Hyper
+from .._types import Hyper, Objective
 from ..hypergrad import (
     Engine,
     Forward,
@@ -19,10 +19,9 @@ from ..hypergrad import (
     Truncated,
     hypergradient,
 )
-from ..hypergrad._engine import Objective
 from ..hypergrad._measured import Measured
 from ..hypergrad.hypergradient import as_pytree
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from ._rows import Row, Status
 
 _MOST_TANGENTS = 64

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from .._jaxpr import inner_program, scan_operands
+from .._programs.equations import inner_program, scan_operands
 
 Degrees: TypeAlias = tuple[float, ...]
 """One bound for each group of inputs."""

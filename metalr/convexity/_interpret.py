@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from .._jaxpr import inner_program, scan_operands
+from .._programs.equations import inner_program, scan_operands
 from . import _series
 from ._rules import RULES
 from ._run import NotCoveredError, OverBudgetError, Run, Truth, Value

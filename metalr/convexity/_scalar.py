@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from . import _boxes, _polynomial
 from ._degree import degrees
 from ._exact import NotRationalError

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import PyTree
 
 from .._types import Hyper, Params
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from ._degree import Degrees, degrees, primitives
 from ._exact import Exact, NotRationalError
 from ._interpret import interpret

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from .._types import Batch, Hyper, Params, Scalar
 from ..hypergrad import Mixed
-from ..per_step import PerStep
-from ..unrolled import Unrolled
+from ..optimizers.per_step import PerStep
+from ..runs.unrolled import Unrolled
 
 
 def contributions(

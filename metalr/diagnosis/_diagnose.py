@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import float_leaves, positive_int
+from .._programs.dependence import check_dependence
 from .._types import Hyper
 from ..hypergrad import Mixed
-from ..hypergrad.dependence import check_dependence
-from ..unrolled import State, Unrolled
+from ..runs.unrolled import State, Unrolled
 from ._contributions import contributions, default_checkpoints, horizon
 from ._edge import At, Kind, buffer_of, equivalent_rates, is_plain_average
 from ._findings import Finding, findings

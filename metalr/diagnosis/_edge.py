@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from .._types import Hyper, Params
-from ..unrolled import State, Unrolled
+from ..runs.unrolled import State, Unrolled
 
 Kind: TypeAlias = Literal["plain", "trace", "average", "unknown"]
 _RTOL = 1e-4

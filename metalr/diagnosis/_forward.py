@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._types import Hyper, Params, Scalar
 from ..hypergrad.sweep import floats_of
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from ._edge import At, Buffer, equivalent_rates
 from ._lanczos import largest
 

@@ -1,12 +1,8 @@
 """What every engine is: objective and hyper in, value and gradient out."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from .._types import Hyper, Scalar
-
-Objective: TypeAlias = Callable[[Any], Any]
-"""An `Unrolled`, or (for engines that say so) any traceable scalar function."""
+from .._types import Hyper, Objective, Scalar
 
 
 class HyperGradient(NamedTuple):

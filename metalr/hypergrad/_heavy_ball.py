@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import Jaxpr, Literal
 
-from .._jaxpr import inner_program
+from .._programs.equations import inner_program
 from .._types import Hyper, Params
-from ..per_step import PerStepState
-from ..unrolled import Unrolled
+from ..optimizers.per_step import PerStepState
+from ..runs.unrolled import Unrolled
 
 _COUNTERS = {optax.ScaleByScheduleState: "count", PerStepState: "updates_made"}
 """States that count the updates made, and the name of the counter."""

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any
 
-from ..unrolled import Unrolled
-from ._engine import Engine, Objective
+from .._types import Objective
+from ..runs.unrolled import Unrolled
+from ._engine import Engine
 
 
 class Options:

@@ -7,15 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from .._checks import expand_prefix
-from .._types import Hyper, Scalar
-from ._engine import Objective
-from ._smoothing import (
-    SmoothedHyperGradient,
-    Smoothing,
-    normal,
-    shifted,
-    weighted,
-)
+from .._types import Hyper, Objective, Scalar
+from ._smoothing import SmoothedHyperGradient, Smoothing, normal, shifted, weighted
 
 
 @jax.tree_util.register_pytree_node_class

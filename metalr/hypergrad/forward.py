@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from .._checks import positive_int
-from .._types import Hyper
-from ._engine import HyperGradient, Objective
+from .._types import Hyper, Objective
+from ._engine import HyperGradient
 from ._parts import Options, unrolled_with
 
 

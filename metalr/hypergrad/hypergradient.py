@@ -5,10 +5,10 @@ from typing import Any, TypeVar, overload
 import jax
 
 from .._checks import float_leaves
-from .._types import Hyper
-from ._engine import Engine, HyperGradient, Objective
+from .._programs.dependence import check_dependence
+from .._types import Hyper, Objective
+from ._engine import Engine, HyperGradient
 from ._measured import Measured
-from .dependence import check_dependence
 from .reverse import Reverse
 
 _REVERSE = Reverse()

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from .._types import Hyper, Params
-from ..unrolled import Unrolled
-from ._engine import Objective
+from .._programs.dependence import independent_leaves
+from .._types import Hyper, Objective, Params
+from ..runs.unrolled import Unrolled
 from ._measured import Measured
 from ._parts import Options, unrolled_with
-from .dependence import independent_leaves
 
 
 class ImplicitHyperGradient(Measured):

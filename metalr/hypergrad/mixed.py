@@ -3,8 +3,8 @@
 import dataclasses
 
 from .._checks import positive_int
-from .._types import Hyper
-from ._engine import HyperGradient, Objective
+from .._types import Hyper, Objective
+from ._engine import HyperGradient
 from ._parts import Options, unrolled_with
 from .sweep import binomial, every_state
 

@@ -8,17 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from .._checks import expand_prefix
-from .._types import Hyper, Scalar
-from ..unrolled import State, Unrolled
-from ._engine import Objective
+from .._types import Hyper, Objective, Scalar
+from ..runs.unrolled import State, Unrolled
 from ._parts import unrolled_with
-from ._smoothing import (
-    SmoothedHyperGradient,
-    Smoothing,
-    normal,
-    shifted,
-    weighted,
-)
+from ._smoothing import SmoothedHyperGradient, Smoothing, normal, shifted, weighted
 
 
 @jax.tree_util.register_pytree_node_class

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 
 from .._checks import positive_int
-from .._types import Hyper
-from ._engine import HyperGradient, Objective
+from .._types import Hyper, Objective
+from ._engine import HyperGradient
 from ._parts import Options, unrolled_with
 from .sweep import binomial
 

@@ -10,9 +10,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._checks import one_dtype
-from .._types import Hyper, Params, Scalar
-from ..unrolled import Unrolled
-from ._engine import Objective
+from .._types import Hyper, Objective, Params, Scalar
+from ..runs.unrolled import Unrolled
 from ._exact import (
     WORDS,
     Buffer,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._types import Hyper, Params
-from ..unrolled import State, Unrolled
+from ..runs.unrolled import State, Unrolled
 from ._engine import HyperGradient
 from .binomial import schedule
 

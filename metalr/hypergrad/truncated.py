@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from .._types import Hyper, Scalar
-from ..unrolled import State, Unrolled
-from ._engine import HyperGradient, Objective
+from .._programs.dependence import independent_leaves
+from .._types import Hyper, Objective, Scalar
+from ..runs.unrolled import State, Unrolled
+from ._engine import HyperGradient
 from ._parts import Options, unrolled_with
-from .dependence import independent_leaves
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ import numpy as np
 from .._checks import float_leaves
 from .._types import Hyper
 from ..hypergrad import Engine
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from .measure import account, compile_only, remembering, timed
 from .model import Temp, cost
 

@@ -10,7 +10,7 @@ import jax
 from .._checks import float_leaves, positive_int
 from .._types import Hyper
 from ..hypergrad import Engine, hypergradient
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from .model import Temp, predicted_bytes, state_bytes
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import jax
 
 from .._types import Hyper
-from ..checkpointing import branching
 from ..graph import reverse_residuals
 from ..hypergrad import Engine, Forward, Mixed, Reverse, Reversible, Truncated
 from ..hypergrad.binomial import forward_steps
-from ..per_step import PerStep
-from ..unrolled import Unrolled
+from ..optimizers.per_step import PerStep
+from ..runs.checkpointing import branching
+from ..runs.unrolled import Unrolled
 
 TANGENT, PLAIN_REVERSE, PULL_BACK = 1.1, 2.3, 2.7
 """Cost of one tangent, of plain backward, and of a step's pullback, in training steps.

@@ -9,7 +9,7 @@ import jax
 from .._checks import float_leaves
 from .._types import Hyper
 from ..hypergrad import Engine, Forward, Mixed, Reverse
-from ..unrolled import Unrolled
+from ..runs.unrolled import Unrolled
 from .measure import remembering, timing
 from .model import cost, predicted_bytes, shortened
 

@@ -1,0 +1,1 @@
+"""What experiments are configured with: data, networks, papers."""

@@ -1,0 +1,226 @@
+"""Data as arrays: scikit-learn's bundled sets, a user's CSV, a made-up spectrum."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Discriminator, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
+
+from experiments._command.config import ConfigError, Model
+from metalr.problems import regression
+
+_SHOWN = 5
+"""Bad cells named in an error."""
+
+
+class BundledData(Model):
+    """A data set that scikit-learn ships."""
+
+    kind: Literal["bundled"] = "bundled"
+    name: Literal["diabetes", "digits", "breast_cancer"] = "diabetes"
+    positive_class: int | None = None  # digits, breast_cancer: the label that becomes 1
+    samples: PositiveInt | None = (
+        None  # a random subset of the rows, e.g. to make n < d
+    )
+    standardize: bool = True  # columns and target to mean 0, deviation 1
+
+
+class CsvData(Model):
+    """A user's table: a header line, numbers below."""
+
+    kind: Literal["csv"]
+    path: str
+    target: str
+    columns: tuple[str, ...] | None = None  # inputs; all but the target by default
+    delimiter: str = ","
+    samples: PositiveInt | None = None
+    standardize: bool = True
+
+
+class SpectrumData(Model):
+    """A made-up regression with a prescribed spectrum."""
+
+    kind: Literal["spectrum"]
+    eigenvalues: tuple[PositiveFloat, ...]
+    weights: NonNegativeFloat | tuple[NonNegativeFloat, ...] = 1.0
+    n: PositiveInt
+    d: PositiveInt | None = None
+    minimum: NonNegativeFloat = 0.0
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return value.get("kind", "bundled")
+    return getattr(value, "kind", None)
+
+
+RegressionData = Annotated[
+    Annotated[BundledData, Tag("bundled")]
+    | Annotated[CsvData, Tag("csv")]
+    | Annotated[SpectrumData, Tag("spectrum")],
+    Discriminator(_kind),
+]
+"""`data:` of a config; `kind` says which, bundled by default."""
+
+
+class Regression(NamedTuple):
+    """A regression problem, and how it was made."""
+
+    X: jax.Array
+    t: jax.Array
+    description: dict[str, Any]  # name, sizes, and the standardization that was applied
+
+
+def load_regression(
+    data: BundledData | CsvData | SpectrumData, *, seed: int, dtype: str
+) -> Regression:
+    """Read, subsample and (where asked) standardize.
+
+    Args:
+        data: the validated `data:` section of a config.
+        seed: of the random subset or spectrum.
+        dtype: of the arrays.
+
+    Raises:
+        ConfigError: if the data cannot be a regression, saying why.
+    """
+    if isinstance(data, SpectrumData):
+        return _spectrum(data, seed, dtype)
+    if isinstance(data, CsvData):
+        name, columns, X, t = data.path, *_read_csv(data)
+    else:
+        name, columns, X, t = data.name, *_bundled(data)
+    if data.samples is not None:
+        if data.samples > len(t):
+            msg = f"data.samples = {data.samples}: {name} has only {len(t)} rows"
+            raise ConfigError(msg)
+        rows = np.random.default_rng(seed).permutation(len(t))[: data.samples]
+        X, t = X[rows], t[rows]
+    if len(t) < 2:
+        msg = f"{name} has {len(t)} row(s): at least two are needed"
+        raise ConfigError(msg)
+    if np.all(t == t[0]):
+        msg = f"the target of {name} is constant ({t[0]:g}): nothing can be learned"
+        raise ConfigError(msg)
+    description: dict[str, Any] = {"name": name, "n": X.shape[0], "d": X.shape[1]}
+    description["standardized"] = data.standardize
+    X, t = jnp.asarray(X, dtype), jnp.asarray(t, dtype)
+    if data.standardize:
+        X, map_X = regression.standardize(X)
+        t2, map_t = regression.standardize(t[:, None])
+        t = t2[:, 0]
+        description["columns"] = [
+            {"name": column, "mean": float(mean), "scale": float(scale)}
+            for column, mean, scale in zip(columns, *map_X, strict=True)
+        ]
+        description["target"] = {
+            "mean": float(map_t.mean[0]),
+            "scale": float(map_t.scale[0]),
+        }
+    return Regression(X, t, description)
+
+
+def _bundled(data: BundledData) -> tuple[list[str], np.ndarray, np.ndarray]:
+    from sklearn import datasets
+
+    bunch: Any = getattr(datasets, f"load_{data.name}")()
+    t = np.asarray(bunch.target, float)
+    if data.name == "diabetes":
+        if data.positive_class is not None:
+            msg = "data.positive_class: diabetes has a real target, not classes"
+            raise ConfigError(msg)
+    else:
+        positive = (
+            data.positive_class if data.positive_class is not None else int(t.max())
+        )
+        if positive not in t:
+            labels = sorted({int(label) for label in t})
+            msg = f"data.positive_class = {positive}: {data.name} has labels {labels}"
+            raise ConfigError(msg)
+        t = (t == positive).astype(float)
+    return list(bunch.feature_names), np.asarray(bunch.data, float), t
+
+
+def _spectrum(data: SpectrumData, seed: int, dtype: str) -> Regression:
+    try:
+        X, t = regression.with_spectrum(
+            jax.random.key(seed),
+            data.eigenvalues,
+            n=data.n,
+            d=data.d,
+            weights=data.weights,
+            minimum=data.minimum,
+        )
+    except (ValueError, TypeError) as error:
+        msg = f"data: {error}"
+        raise ConfigError(msg) from error
+    name = f"spectrum of {len(data.eigenvalues)}"
+    description = {
+        "name": name,
+        "n": X.shape[0],
+        "d": X.shape[1],
+        "standardized": False,
+    }
+    return Regression(X.astype(dtype), t.astype(dtype), description)
+
+
+def _read_csv(data: CsvData) -> tuple[list[str], np.ndarray, np.ndarray]:
+    try:
+        with Path(data.path).open(newline="", encoding="utf-8-sig") as file:
+            header, *lines = list(csv.reader(file, delimiter=data.delimiter))
+    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
+        msg = f"data.path = {data.path!r} cannot be read: {error}"
+        raise ConfigError(msg) from error
+    except ValueError as error:
+        msg = f"data.path = {data.path!r} is empty: a header line is needed"
+        raise ConfigError(msg) from error
+    header = [name.strip() for name in header]
+    inputs = data.columns or tuple(name for name in header if name != data.target)
+    for name in (data.target, *inputs):
+        if header.count(name) != 1:
+            found = "is not there" if name not in header else "is there twice"
+            msg = f"column {name!r} of {data.path} {found}; its columns: {header}"
+            raise ConfigError(msg)
+    if data.target in inputs or not inputs:
+        msg = f"data.columns = {inputs}: needs inputs other than the target"
+        raise ConfigError(msg)
+    # Rows are numbered as in the file: the header is row 1; blank rows are skipped.
+    rows = [(number, line) for number, line in enumerate(lines, start=2) if line]
+    for number, line in rows:
+        if len(line) != len(header):
+            msg = (
+                f"row {number} of {data.path} has {len(line)} cells, not {len(header)}"
+            )
+            raise ConfigError(msg)
+    values = _numbers(data, header, [data.target, *inputs], rows)
+    return list(inputs), values[:, 1:], values[:, 0]
+
+
+def _numbers(
+    data: CsvData,
+    header: list[str],
+    names: list[str],
+    rows: list[tuple[int, list[str]]],
+) -> np.ndarray:
+    values, bad = np.empty((len(rows), len(names))), []
+    for i, (number, line) in enumerate(rows):
+        for j, name in enumerate(names):
+            cell = line[header.index(name)].strip()
+            try:
+                values[i, j] = float(cell)
+            except ValueError:
+                values[i, j] = math.nan
+            if not math.isfinite(values[i, j]):
+                bad.append(f"row {number}, column {name!r}: {cell!r}")
+    if bad:
+        more = f" … and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        msg = (
+            f"{data.path} has cells that are not finite numbers: "
+            f"{'; '.join(bad[:_SHOWN])}{more}. Mend them, or choose data.columns"
+        )
+        raise ConfigError(msg)
+    return values

@@ -1,0 +1,188 @@
+"""Results of a store: those that are asked for, in the form that is asked for."""
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments._command.config import ConfigError, parse
+from experiments._store.rows import arrays, entries
+from experiments._store.store import latest, read
+from experiments._sweep.conditions import Comparisons, holds
+
+Entry: TypeAlias = Mapping[str, Any]
+
+_OPERATORS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "!=": "ne"}
+
+FORMATS = ("table", "csv", "json", "parquet")
+
+
+def query(path: Path, where: Iterable[str], *, every: bool = False) -> list[Entry]:
+    """The entries of a store (`rows.entries`) that meet all conditions.
+
+    Args:
+        path: the store.
+        where: such as `data.name=digits`, `T<100`, `status!=finished`.
+        every: also results of earlier versions of the code, where there are newer ones.
+
+    Raises:
+        ConfigError: if a condition is malformed, or about a field that no entry has.
+    """
+    rows = read(path)
+    found = entries(rows if every else latest(rows))
+    conditions = [_condition(text) for text in where]
+    names = sorted({name for entry in found for name in entry})
+    for condition in conditions:
+        for name in condition:
+            if name not in names:
+                msg = f"--where {name}: no such field; there are {', '.join(names)}"
+                raise ConfigError(msg)
+    return [e for e in found if all(holds(condition, e) for condition in conditions)]
+
+
+def render(found: Sequence[Entry], form: str, out: Path | None) -> None:
+    """Print the entries, or write them to the file `out`.
+
+    Raises:
+        ConfigError: if the file cannot be written, or a binary form has no file.
+    """
+    if form == "parquet":
+        if out is None:
+            msg = "--format parquet is binary: it needs --out FILE"
+            raise ConfigError(msg)
+        _write(out, _parquet(found))
+    elif out is not None:
+        _write(out, _TEXTS[form](found).encode())
+    else:
+        sys.stdout.write(_TEXTS[form](found))
+
+
+def _condition(text: str) -> dict[str, Any]:
+    match = re.fullmatch(r"([^<>=!]+)(<=|>=|!=|<|>|=)(.*)", text.strip(), re.DOTALL)
+    if match is None:
+        msg = f"--where {text!r}: write KEY=VALUE, or one of != < <= > >= for the ="
+        raise ConfigError(msg)
+    name, sign, value = match[1].strip(), match[2], parse(match[3], text)
+    if sign == "=":
+        return {name: value}
+    try:
+        return {name: Comparisons(**{_OPERATORS[sign]: value})}
+    except ValueError as error:
+        msg = f"--where {text!r}: {value!r} has no order"
+        raise ConfigError(msg) from error
+
+
+def _table(found: Sequence[Entry]) -> str:
+    """Numbers and short texts; what is the same everywhere is said once, below."""
+    names = [name for name in _names(found) if name not in _LONG]
+    shown = [n for n in names if not any(_nested(e.get(n)) for e in found)]
+    same = [n for n in shown if n != "status" and _constant(found, n)]
+    table = Table(title=f"{len(found)} results")
+    varying = [name for name in shown if name not in same]
+    for name in varying:
+        right = isinstance(found[0].get(name), int | float)
+        table.add_column(Text(name), justify="right" if right else "left")
+    for entry in found:
+        table.add_row(*(Text(_cell(entry.get(name))) for name in varying))
+    target = io.StringIO()
+    width = None if sys.stdout.isatty() else max(140, 14 * len(varying))
+    console = Console(file=target, width=width)
+    console.print(table)
+    pairs = [f"{name} = {_cell(found[0].get(name))}" for name in same]
+    if pairs:
+        console.print(Text("Everywhere: " + ", ".join(pairs)))
+    return target.getvalue()
+
+
+_LONG = {"key", "experiment", "finished_at", "code_version", "error"}
+
+
+def _constant(found: Sequence[Entry], name: str) -> bool:
+    return len(found) > 1 and len({repr(entry.get(name)) for entry in found}) == 1
+
+
+def as_csv(found: Sequence[Entry]) -> str:
+    """All fields with a header; lists and mappings as JSON."""
+    target = io.StringIO()
+    writer = csv.DictWriter(target, _names(found), lineterminator="\n")
+    writer.writeheader()
+    for entry in found:
+        writer.writerow({name: _flat(value) for name, value in entry.items()})
+    return target.getvalue()
+
+
+def _json(found: Sequence[Entry]) -> str:
+    """Strict JSON: what is not finite is the text "NaN", "Infinity" or "-Infinity"."""
+    return json.dumps([_strict(dict(e)) for e in found], indent=1) + "\n"
+
+
+_TEXTS: dict[str, Callable[[Sequence[Entry]], str]] = {
+    "table": _table,
+    "csv": as_csv,
+    "json": _json,
+}
+
+
+def _parquet(found: Sequence[Entry]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = {
+        name: [_flat(value) for value in column] if column.dtype == object else column
+        for name, column in arrays(found).items()
+    }
+    target = io.BytesIO()
+    parquet.write_table(pa.table(table), target)
+    return target.getvalue()
+
+
+def _names(found: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(name for entry in found for name in entry))
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, list | dict)
+
+
+def _flat(value: Any) -> Any:
+    """Lists and mappings as JSON; a column of anything but numbers is text."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(_strict(value)) if _nested(value) else str(value)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _strict(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_strict(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
+    return value
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return "" if value is None else str(value)
+
+
+def _write(path: Path, content: bytes) -> None:
+    if path.exists() and path.read_bytes()[:6] == b"SQLite":
+        msg = f"--out {path} is a store: it is not overwritten"
+        raise ConfigError(msg)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror}"
+        raise ConfigError(msg) from error

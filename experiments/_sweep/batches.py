@@ -1,0 +1,64 @@
+"""Which points of a sweep run as one program.
+
+An experiment may have `BATCHED`, the dotted fields of its config that are numbers
+inside the same traced program, `run_batch(configs)`, which yields one list of records
+for each config, in order, and `point_bytes(config)`, the memory of a point in a batch.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from experiments._command.config import ExperimentConfig
+from experiments._store.rows import dotted
+
+
+class Point(NamedTuple):
+    """One point of a sweep."""
+
+    key: str
+    config: ExperimentConfig
+    content: dict[str, Any]  # the config as the store keeps it
+
+
+def batches(
+    module: ModuleType, points: Sequence[Point], *, memory: int, most: int
+) -> Iterator[Sequence[Point]]:
+    """Points grouped by program, so that each is compiled in one go, and cut to size.
+
+    The batches of a group differ in length by one at most: a program is compiled anew
+    for another length.
+
+    Args:
+        module: the experiment.
+        points: in any order.
+        memory: bytes of a batch, where the experiment says what a point takes.
+        most: points in a batch.
+    """
+    if not hasattr(module, "run_batch"):
+        yield from ((point,) for point in points)
+        return
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(program(module, point.content), []).append(point)
+    for group in groups.values():
+        length = most
+        if hasattr(module, "point_bytes"):
+            length = min(most, memory // max(1, module.point_bytes(group[0].config)))
+        count = math.ceil(len(group) / max(1, length))
+        ends = [round(index * len(group) / count) for index in range(count + 1)]
+        yield from (group[a:b] for a, b in itertools.pairwise(ends))
+
+
+def program(module: ModuleType, content: dict[str, Any]) -> str:
+    """What two configs share exactly if they run as one program."""
+    batched = getattr(module, "BATCHED", ())
+    fixed = {
+        name: value
+        for name, value in dotted(content).items()
+        if not any(name == field or name.startswith(f"{field}.") for field in batched)
+    }
+    return json.dumps(fixed, sort_keys=True)

@@ -1,0 +1,1 @@
+"""What is done to an optimizer before it is unrolled."""

@@ -1,0 +1,289 @@
+"""`check_hypergrad`: right derivatives pass, wrong ones are named, doubt is said."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import metalr
+from metalr.checking._closed import closed_form
+from metalr.checking._differences import differentiate
+from metalr.problems import least_squares
+from metalr.theory import Quadratic
+
+from ..helpers import assert_close, regression
+
+FLOAT64 = np.dtype("float64")
+
+
+def square(params, hyper, batch):
+    return jnp.sum(params**2) / 3.0
+
+
+@jax.custom_vjp
+def wrong(params):
+    """The sum of squares, with a derivative 10 % too large."""
+    return jnp.sum(params**2)
+
+
+wrong.defvjp(lambda w: (wrong(w), w), lambda w, g: (2.2 * w * g,))
+
+
+def row(check, name) -> Any:
+    exact = [row for row in check.rows if row.name == name]
+    (found,) = exact or [row for row in check.rows if row.name.startswith(name)]
+    return found
+
+
+def momentum(h):
+    return optax.sgd(h["rate"], h["momentum"])
+
+
+def quadratic(optimizer=optax.sgd, steps=7, dtype=jnp.float64):
+    X, t = (x.astype(dtype) for x in regression())
+    return metalr.Unrolled(
+        least_squares(X, t), optimizer, jnp.zeros(8, dtype), steps=steps
+    )
+
+
+# The parts: differences, closed forms.
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.05, 3.0), st.integers(1, 9))
+def test_extrapolated_differences_are_right_within_their_own_error(x, degree):
+    def function(shifts):
+        return np.sin(x + shifts) + (x + shifts) ** degree
+
+    found = differentiate(function, x, FLOAT64)
+    exact = np.cos(x) + degree * x ** (degree - 1)
+    assert abs(found.value - exact) <= found.error
+    assert found.error < 1e-9 * max(abs(exact), x**degree / x, 1 / x)
+    assert not found.kink
+
+
+def test_a_kink_a_jump_and_noise_are_not_taken_for_derivatives():
+    assert differentiate(np.abs, 1.0, FLOAT64).kink
+    assert differentiate(lambda s: np.maximum(s, 0.01 * s), 1.0, FLOAT64).kink
+    step = differentiate(lambda s: 1.0 * (s > 1e-12), 1.0, FLOAT64)
+    assert step.error > abs(step.value) * 1e-2
+    noise = np.random.default_rng(0)
+    noisy = differentiate(lambda s: s + noise.normal(size=s.shape), 1.0, FLOAT64)
+    assert noisy.error > 1e-2 * abs(noisy.value)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 60])  # the last beyond exact arithmetic
+def test_the_closed_form_of_gradient_descent_is_that_of_the_theory(steps):
+    closed = closed_form(quadratic(steps=steps), jnp.array(0.3))
+    assert closed is not None
+    assert ("Quadratic" in closed.how) == (steps == 60)
+    exact = Quadratic.from_regression(*regression()).slope(0.3, steps)
+    assert_close(closed.grad, np.asarray(exact), rtol=1e-9)
+
+
+def test_the_closed_form_with_momentum_is_exact_in_both_numbers():
+    hyper = {"rate": jnp.array(0.2), "momentum": jnp.array(0.5)}
+    closed = closed_form(quadratic(momentum), hyper)
+    exact = Quadratic.from_regression(*regression())
+    grad = jax.grad(lambda h: exact.heavy_ball_loss(h["rate"], h["momentum"], 7))
+    assert closed is not None
+    assert_close(closed.grad, jax.tree.map(np.asarray, grad(hyper)), rtol=1e-11)
+
+
+def test_there_is_no_closed_form_of_adam():
+    assert closed_form(quadratic(optax.adam), jnp.array(0.3)) is None
+
+
+# Right ones pass.
+
+
+def test_with_momentum_all_ways_agree_to_rounding_and_the_table_says_so():
+    hyper = {"rate": 0.2, "momentum": 0.9}
+    check = metalr.check_hypergrad(quadratic(momentum), hyper)
+    assert check.verdict == "agrees"
+    names = [
+        "Reverse()",
+        "Reverse(checkpoints=4)",
+        "Forward()",
+        "Mixed()",
+        "Reversible(",
+        "closed form",
+        "finite differences",
+        "inner gradient",
+    ]
+    for name in names:
+        assert row(check, name).status in ("agrees", "reference")
+        assert name in str(check)
+    for name in names[:4]:
+        assert row(check, name).difference < 1e-12
+        assert row(check, name).temp_bytes > 0
+        assert row(check, name).seconds > 0.0
+    assert row(check, "finite").difference < 1e-9
+    assert "in float64" in check.precision
+
+
+def test_engines_that_refuse_are_rows_and_biased_ones_are_not_judged():
+    L = quadratic(lambda h: optax.adam(h["rate"]))
+    engines = [metalr.Mixed(), metalr.Reversible(), metalr.Truncated(last=2)]
+    check = metalr.check_hypergrad(L, {"rate": 0.1}, engines=engines)
+    assert check.verdict == "agrees"
+    assert row(check, "Reversible").status == "refused"
+    assert "can't" in row(check, "Reversible").reason
+    assert row(check, "Truncated").status == "biased"
+    assert row(check, "Truncated").difference > 0.1
+
+
+def test_an_engine_beyond_the_memory_limit_is_a_row():
+    engines = [metalr.Forward(), metalr.Reverse()]
+    L = quadratic(steps=500)
+    check = metalr.check_hypergrad(L, 0.1, engines=engines, memory_limit="4kB")
+    assert row(check, "Reverse").status == "out of memory"
+    assert row(check, "Forward").status in ("agrees", "reference")
+    assert check.verdict == "agrees"
+
+
+def test_many_rates_are_checked_along_directions_and_leaves():
+    def optimizer(h):
+        return metalr.per_step(lambda e: optax.adam(e["rate"], e["b1"]))(h)
+
+    hyper = {"rate": jnp.full(7, 0.1), "b1": jnp.full(7, 0.8)}
+    check = metalr.check_hypergrad(
+        quadratic(optimizer), hyper, engines=[metalr.Mixed()], random_directions=1
+    )
+    assert check.verdict == "agrees"
+    assert "3 directions" in row(check, "finite differences").reason
+    assert row(check, "finite differences").difference < 1e-8
+
+
+def test_any_traceable_function_can_be_checked():
+    check = metalr.check_hypergrad(lambda x: jnp.sin(x) * jnp.exp(x), 0.7)
+    assert check.verdict == "agrees"
+    exact = (np.sin(0.7) + np.cos(0.7)) * np.exp(0.7)
+    assert_close(check.grad, np.asarray(exact), rtol=1e-14)
+
+
+def test_in_float32_the_reference_is_float64_and_the_dtype_is_named():
+    L = quadratic(optax.adam, dtype=jnp.float32)
+    engines = [metalr.Reverse(), metalr.Forward()]
+    check = metalr.check_hypergrad(L, jnp.float32(0.1), engines=engines)
+    assert check.verdict == "agrees"
+    assert row(check, "Reverse() in float64").status == "reference"
+    assert check.precision.startswith("float32 limits the agreement")
+    assert 1e-9 < row(check, "Forward()").difference < 1e-4
+    strict = metalr.check_hypergrad(
+        L, jnp.float32(0.1), engines=engines[1:], rtol=1e-12
+    )
+    assert row(strict, "Forward()").status in ("rounding", "agrees")
+    assert strict.verdict == "agrees"
+
+
+# Wrong ones are named.
+
+
+def test_a_wrong_derivative_rule_of_the_loss_is_found():
+    L = metalr.Unrolled(lambda w, h, b: wrong(w), optax.sgd, jnp.ones(3), steps=3)
+    engines = [metalr.Reverse(), metalr.Forward()]
+    check = metalr.check_hypergrad(L, 0.1, engines=engines)
+    assert check.verdict == "differs"
+    # The custom rule has no forward mode; differences side with the closed form.
+    assert row(check, "Forward").status == "refused"
+    assert row(check, "Reverse").difference == pytest.approx(0.1, rel=1e-6)
+    assert row(check, "closed form").status == "reference"
+    assert row(check, "finite").status == "agrees"
+    assert row(check, "inner").difference == pytest.approx(1 / 11, rel=1e-6)
+    with pytest.raises(metalr.HypergradientError, match=r"differs: at .*reference"):
+        metalr.check_hypergrad(L, 0.1, engines=engines, raise_on_mismatch=True)
+
+
+def test_an_engine_that_is_off_in_one_leaf_is_named_with_the_leaf():
+    def broken(objective, hyper):
+        value, grad = metalr.Reverse()(objective, hyper)
+        return metalr.HyperGradient(
+            value, grad | {"momentum": 1.001 * grad["momentum"]}
+        )
+
+    hyper = {"rate": 0.2, "momentum": 0.5}
+    L = quadratic(momentum)
+    with pytest.raises(metalr.HypergradientError, match=r"broken.*hyper\['momentum'\]"):
+        metalr.check_hypergrad(L, hyper, engines=[broken], raise_on_mismatch=True)
+    check = metalr.check_hypergrad(L, hyper, engines=[broken, metalr.Forward()])
+    assert check.verdict == "differs"
+    found = [row for row in check.rows if "broken" in row.name]
+    assert found[0].difference == pytest.approx(1e-3, rel=1e-6)
+    # Differences confirm what the other engines say, not the first of them.
+    assert row(check, "Forward").status == "agrees"
+    assert row(check, "finite").status == "agrees"
+
+
+def test_an_optimizer_that_ignores_the_rate_is_a_structural_error():
+    L = quadratic(lambda h: optax.sgd(0.1))
+    with pytest.raises(ValueError, match="does not depend on hyper"):
+        metalr.check_hypergrad(L, 0.1)
+
+
+def test_a_derivative_that_is_nan_where_the_value_is_not_is_not_finite():
+    def loss(params, hyper, batch):
+        return jnp.sum(params**2) + jnp.sqrt(jnp.sum((hyper * params * 0.0) ** 2))
+
+    L = metalr.Unrolled(loss, optax.sgd, jnp.ones(2), steps=2)
+    check = metalr.check_hypergrad(L, 0.1, engines=[metalr.Reverse()])
+    assert check.verdict == "not finite"
+    assert "metalr.diagnose" in check.reason
+    with pytest.raises(metalr.HypergradientError, match="not finite"):
+        metalr.check_hypergrad(
+            L, 0.1, engines=[metalr.Reverse()], raise_on_mismatch=True
+        )
+
+
+# Doubt is said.
+
+
+def test_at_a_kink_and_in_chaos_differences_are_inconclusive():
+    engines = [metalr.Reverse()]
+    kinked = lambda x: jnp.sin(x) + jnp.abs(x - 1.0)
+    check = metalr.check_hypergrad(kinked, 1.0, engines=engines)
+    assert check.verdict == "inconclusive"
+    assert "a kink" in row(check, "finite differences").reason
+
+    def logistic_map(x):
+        return jax.lax.fori_loop(0, 300, lambda _, y: 3.9 * y * (1.0 - y), x)
+
+    chaotic = metalr.check_hypergrad(
+        logistic_map, 0.3, engines=[metalr.Forward()], raise_on_mismatch=True
+    )
+    assert chaotic.verdict == "inconclusive"
+    assert abs(float(chaotic.grad)) > 1e50
+    assert "chaotic" in row(chaotic, "finite differences").reason
+
+
+def test_in_chaos_an_engine_whose_run_ends_elsewhere_is_rounding_not_a_mistake():
+    def logistic_map(x):
+        return jax.lax.fori_loop(0, 300, lambda _, y: 3.9 * y * (1.0 - y), x)
+
+    def elsewhere(objective, hyper):
+        return metalr.Forward()(objective, hyper + 1e-15)
+
+    engines = [metalr.Forward(), elsewhere]
+    check = metalr.check_hypergrad(logistic_map, 0.3, engines=engines)
+    assert check.verdict == "inconclusive"
+    (found,) = [row for row in check.rows if "elsewhere" in row.name]
+    assert found.status == "rounding"
+    assert "ends at" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engines": []}, "engines is empty"),
+        ({"rtol": 0.0}, "must be positive"),
+        ({"random_directions": 0}, "random_directions"),
+        ({"memory_limit": "much"}, "memory_limit"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(options, message):
+    with pytest.raises(ValueError, match=message):
+        metalr.check_hypergrad(quadratic(), 0.1, **options)

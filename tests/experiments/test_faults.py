@@ -1,0 +1,308 @@
+"""Nothing computed is lost, and nothing computed twice, whatever is killed or full."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments._store import store
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+SMALL_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Starts a program whose files cannot grow: a full disk, on any machine."""
+
+
+class Driver:
+    """Sweeps of tests/sweep_points.py in processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "log"
+        self.store = folder / "runs" / "tiny.sqlite"
+        self.log.touch()
+        (folder / "tiny.yaml").write_text("experiment: sweep_points\n")
+        self.environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "METALR_EXPERIMENTS": "tests.experiments.sweep_points",
+            "SWEEP_LOG": str(self.log),
+            "JAX_PLATFORMS": "cpu",
+        }
+
+    def start(self, *arguments, wrapper=()):
+        config, runs = str(self.folder / "tiny.yaml"), str(self.folder / "runs")
+        return subprocess.Popen(
+            [
+                *wrapper,
+                *(sys.executable, "-m", "experiments", "sweep", config),
+                *("--runs", runs, "executor.batch=1", *arguments),
+            ],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments, code=0, wrapper=()):
+        process = self.start(*arguments, wrapper=wrapper)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == code, output
+        return output
+
+    def rows(self):
+        return store.read(self.store)
+
+    def counts(self):
+        """How often each point was started, and how often it ended."""
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        return [
+            Counter(int(x) for what, x in lines if what == w) for w in ("start", "end")
+        ]
+
+    def wait_for(self, count):
+        """Until so many points have started."""
+        deadline = time.monotonic() + 120
+        while self.counts()[0].total() < count:
+            assert time.monotonic() < deadline, "no progress"
+            time.sleep(0.02)
+
+    def processes(self):
+        """Those of this test that are alive: they have its log in their environment."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if str(self.log).encode() in (process / "environ").read_bytes():
+                    found.append(process.name)
+        return found
+
+
+@pytest.fixture
+def driver(tmp_path):
+    return Driver(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("executor", "kills", "in_flight"),
+    [
+        ("kind: serial", 4, 1),
+        ("kind: serial, time_limit: 60", 3, 1),
+        # Two running, and two that the driver had not been told of.
+        ("kind: dask, workers: 2", 2, 4),
+    ],
+)
+def test_killed_drivers_lose_nothing_and_repeat_only_what_was_in_flight(
+    driver, executor, kills, in_flight
+):
+    points = 40
+    axis = (f"sweep.axes.x={{range: [0, {points}, 1]}}", "pause=0.05")
+    rng = random.Random(executor)
+    for _ in range(kills):
+        process = driver.start(*axis, f"executor={{{executor}, batch: 1}}")
+        driver.wait_for(driver.counts()[0].total() + 1)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(driver.rows()) < points, "killed too late to show anything"
+    before = {row.key for row in driver.rows()}
+    output = driver.run(*axis, f"executor={{{executor}, batch: 1}}")
+    assert f"{len(before)} skipped, 0 failed" in output
+    found = driver.rows()
+    assert sorted(row.config["x"] for row in found) == list(range(points))
+    assert all(row.status == "finished" for row in found)
+    started, ended = driver.counts()
+    assert set(ended) == set(range(points))
+    assert started.total() <= points + kills * in_flight
+    deadline = time.monotonic() + 30
+    while driver.processes():  # the dead drivers' workers end by themselves
+        assert time.monotonic() < deadline, driver.processes()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "executor", ["kind: dask, workers: 2", "kind: serial, time_limit: 60"]
+)
+def test_a_point_whose_worker_is_killed_is_tried_again(driver, executor):
+    output = driver.run(
+        "sweep.axes.x={range: [0, 6, 1]}",
+        "behavior=die_once",
+        "bad=3",
+        f"executor={{{executor}, batch: 1, retries: 1}}",
+    )
+    assert "6 computed, 0 skipped, 0 failed" in output
+    found = {row.config["x"]: row for row in driver.rows()}
+    assert {x: row.status for x, row in found.items()} == dict.fromkeys(
+        range(6), "finished"
+    )
+    assert found[3].attempts == 2
+    started, ended = driver.counts()
+    assert started[3] == 2
+    assert set(ended) == set(range(6))
+    # A result that the dead worker had not handed over yet is computed again.
+    assert ended.total() <= 7
+
+
+def test_a_point_that_always_kills_its_worker_fails_and_the_others_do_not(driver):
+    output = driver.run(
+        "sweep.axes.x={range: [0, 5, 1]}",
+        "behavior=die",
+        "bad=2",
+        "executor={kind: dask, workers: 1, batch: 4, retries: 1}",
+        code=1,
+    )
+    assert "4 computed, 0 skipped, 1 failed" in output
+    found = {row.config["x"]: row for row in driver.rows()}
+    assert found[2].status == "failed"
+    assert "KilledWorker" in str(found[2].error)
+    assert driver.counts()[0][2] == 2  # and a batch before
+
+
+@pytest.mark.parametrize("executor", ["kind: serial", "kind: dask, workers: 1"])
+def test_a_point_that_never_ends_is_recorded_and_the_others_are_computed(
+    driver, executor
+):
+    arguments = (
+        "sweep.axes.behavior=[raise, nan, hang, ok]",
+        f"executor={{{executor}, batch: 1, time_limit: 3, retries: 0}}",
+    )
+    output = driver.run(*arguments, code=1)
+    assert "2 computed, 0 skipped, 1 failed, 1 timed out" in output
+    found = {row.config["behavior"]: row for row in driver.rows()}
+    assert {name: row.status for name, row in found.items()} == {
+        "raise": "failed",
+        "nan": "finished",
+        "hang": "timed_out",
+        "ok": "finished",
+    }
+    assert "RuntimeError: [bold]point 0 is broken" in str(found["raise"].error)
+    assert str(found["nan"].records[0]["square"]) == "nan"
+    assert "time limit of 3 s" in str(found["hang"].error)
+    assert found["hang"].seconds >= 3.0
+
+
+def test_in_a_batch_that_never_ends_only_the_guilty_point_times_out(driver):
+    output = driver.run(
+        "sweep.axes.x=[1, 2, 3]",
+        "behavior=hang",
+        "bad=2",
+        "executor={batch: 3, time_limit: 1, retries: 0}",
+        code=1,
+    )
+    assert "2 computed, 0 skipped, 0 failed, 1 timed out" in output
+    statuses = {row.config["x"]: row.status for row in driver.rows()}
+    assert statuses == {1: "finished", 2: "timed_out", 3: "finished"}
+
+
+def test_a_second_driver_is_refused_until_the_first_is_dead(driver):
+    first = driver.start("behavior=hang")
+    driver.wait_for(1)
+    output = driver.run("x=2", code=2)
+    assert f"another sweep is writing to {driver.store}" in output
+    assert f"process {first.pid}" in output
+    first.kill()
+    first.communicate()
+    driver.run("x=2")
+    assert [row.config["x"] for row in driver.rows()] == [2]
+
+
+def test_a_full_disk_is_a_clear_error_and_the_sweep_goes_on_after_it(driver):
+    axis = "sweep.axes.x={range: [0, 60, 1]}"
+    output = driver.run(axis, code=2, wrapper=[sys.executable, "-c", SMALL_FILES])
+    assert "The rows already in it are intact" in output
+    kept = driver.rows()
+    assert 0 < len(kept) < 60
+    output = driver.run(axis)
+    assert f"{len(kept)} skipped" in output
+    assert len(driver.rows()) == 60
+    assert max(driver.counts()[0].values()) <= 2  # the one that could not be kept
+
+
+def dask(driver, *arguments):
+    command = [sys.executable, "-m", "dask", *arguments]
+    output = subprocess.DEVNULL
+    environment = driver.environment
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, stderr=output
+    )
+
+
+def test_workers_started_by_hand_serve_a_sweep_and_may_be_lost_with_their_node(driver):
+    file = driver.folder / "scheduler.json"
+    host = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file))
+    worker = ("worker", *host, "--nthreads", "1", "--memory-limit", "0", "--no-nanny")
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments):
+            process = dask(driver, *arguments)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        begin("scheduler", *host, "--port", "0", "--dashboard-address", "127.0.0.1:0")
+        first = begin(*worker)
+        deadline = time.monotonic() + 60
+        while not file.exists() or not file.read_text().strip():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        sweep = driver.start(
+            "sweep.axes.x={range: [0, 5, 1]}",
+            "pause=0.5",
+            f"executor={{kind: dask, address: '{address}', batch: 1}}",
+        )
+        driver.wait_for(2)
+        first.kill()
+        begin(*worker)
+        output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, output
+    assert "5 computed, 0 skipped, 0 failed" in output
+    assert sorted(row.config["x"] for row in driver.rows()) == list(range(5))
+    assert (
+        driver.counts()[0].total() <= 7
+    )  # what the first had, and had not handed over
+
+
+def test_each_worker_has_a_gpu_of_its_own_where_there_are_several(driver):
+    program = """
+import os
+from distributed import Client
+from experiments.executors import _cluster
+def card():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+with _cluster(None) as cluster, Client(cluster.scheduler_address) as client:
+    client.wait_for_workers(2)
+    print(sorted(client.run(card).values()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=driver.environment | {"CUDA_VISIBLE_DEVICES": "5,7"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "['5', '7']\n", done.stderr
+
+
+def test_a_scheduler_that_is_not_there_is_a_clear_error(driver):
+    arguments = "executor={kind: dask, address: 'tcp://127.0.0.1:9'}"
+    output = driver.run(arguments, code=2)
+    assert "no scheduler answers there" in output
+    with contextlib.suppress(store.StoreError):
+        assert driver.rows() == []
