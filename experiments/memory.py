@@ -18,7 +18,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import metalr
 from experiments._command.config import ExperimentConfig, Model
-from experiments._command.peak import fresh_peak
+from experiments._command.fresh_peak import fresh_peak
 from experiments._command.runner import Record
 from experiments._report.style import panels
 from experiments._settings.workloads import Learned, Problem, Workload, workload
