@@ -9,7 +9,6 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PyTree
 
-from . import derivatives as _derivatives
 from .._checks import (
     float_leaves,
     leading_axis,
@@ -17,12 +16,13 @@ from .._checks import (
     path_name,
     positive_int,
 )
-from .derivatives import Derivatives
 from .._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
-from .checkpointing import scan
 from ..optimizers.guard import guard
-from .microbatch import in_microbatches
 from ..optimizers.per_step import PerStep
+from . import derivatives as _derivatives
+from .checkpointing import scan
+from .derivatives import Derivatives
+from .microbatch import in_microbatches
 
 
 class State(NamedTuple):
