@@ -76,12 +76,12 @@ class _At(NamedTuple):
     objective: Unrolled
     hyper: Hyper
     params: Params
-    index: Array
+    step: Array
 
 
 def _seen(at: _At, key: Array, shifts: Array) -> tuple[Scalar, Array]:
-    loss = at.objective.inner_loss(at.hyper, at.index)
-    grads = _floats(at.objective.gradients(at.hyper, at.params, at.index)[1])[0]
+    loss = at.objective.inner_loss(at.hyper, at.step)
+    grads = _floats(at.objective.gradients(at.hyper, at.params, at.step)[1])[0]
     params, rebuild = _floats(at.params)
     tangents = [_tangent(jax.random.fold_in(key, i), w) for i, w in enumerate(params)]
 

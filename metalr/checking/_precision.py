@@ -31,7 +31,7 @@ def limited(objective: Objective, hyper: Hyper) -> Precise:
     program = jax.make_jaxpr(objective)(shapes).jaxpr
     inputs = [_floats([leaf]) for leaf in jax.tree.leaves(shapes)]
     found = frozenset[Any]().union(*propagate(program, inputs, _passed))
-    dtypes = [np.dtype(name) for name in found] or [
+    dtypes = [np.dtype(str(name)) for name in found] or [
         np.dtype(program.outvars[0].aval.dtype)
     ]
     return Precise(objective, hyper, max(dtypes, key=_eps))
