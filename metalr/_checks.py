@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 
@@ -76,17 +77,34 @@ def leading_axis(batches: PyTree, steps: int) -> None:
             raise ValueError(msg)
 
 
-def positive_int(value: Any, name: str) -> None:
-    """Check an option that is a count or None.
+def int_at_least(value: Any, name: str, least: int, *, note: str = "") -> int:
+    """A count as a Python int: NumPy's integers are accepted, bools are not.
+
+    Args:
+        value: what the user passed.
+        name: what the user calls it.
+        least: the smallest that is allowed.
+        note: how the message ends, e.g. ": it counts updates".
+
+    Raises:
+        ValueError: if it is not an int, or smaller than `least`.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
+        msg = f"{name} = {value!r} must be an int ≥ {least}{note}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def positive_int(value: Any, name: str) -> int | None:
+    """An option that is a count or None.
 
     Raises:
         ValueError: if it is neither None nor an int of at least 1.
     """
     if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        msg = f"{name} = {value!r} must be an int ≥ 1, or None"
-        raise ValueError(msg)
+        return None
+    return int_at_least(value, name, 1, note=", or None")
 
 
 def expand_prefix(prefix: PyTree, tree: PyTree, name: str) -> PyTree:

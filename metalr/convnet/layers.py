@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal, TypeAlias
 
+from .._checks import int_at_least
+
 Padding: TypeAlias = Literal["same", "valid"] | int
 """Zeros at the border: "same" keeps ⌈size/stride⌉ positions (the odd zero goes at the
 end), "valid" adds none, an int adds that many on every side."""
@@ -172,10 +174,7 @@ Window: TypeAlias = Conv | Pool
 
 def _check_positive(layer: object, *names: str) -> None:
     for name in names:
-        value = getattr(layer, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            msg = f"{type(layer).__name__}: {name} = {value!r} must be an int ≥ 1"
-            raise ValueError(msg)
+        int_at_least(getattr(layer, name), f"{type(layer).__name__}: {name}", 1)
 
 
 def _check_padding(layer: Window) -> None:

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
+from .._checks import int_at_least
+
 
 def check_steps(steps: int, *, least: int, name: str = "steps") -> None:
-    """A count must be a Python int, at least `least`.
+    """A count must be an int, at least `least`.
 
     Raises:
         ValueError: if it is not.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
-        msg = f"{name} = {steps!r} must be an int ≥ {least}: it counts updates"
-        raise ValueError(msg)
+    int_at_least(steps, name, least, note=": it counts updates")
 
 
 def check_not_negative(name: str, value: Any) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import metalr
-from metalr.runs.checkpointing import branching
 from metalr.hypergrad.binomial import forward_steps, schedule
+from metalr.runs.checkpointing import branching
 from tests.helpers import assert_close
 from tests.runs.test_unrolled import OPTIMIZERS, network, network_loss
 
