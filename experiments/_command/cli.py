@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from experiments._command.errors import ConfigError
+from experiments._command.interrupt import Terminated, entry
 from experiments._command.registry import docstring, find, load, names, questions
 from experiments._command.streams import Stream, forgiving, say
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments …`; returns the exit code.
 
     0: all is well; 1: points of a sweep failed, or a page is not what the records say;
-    2: the input, the machine or the store is at fault; 130: interrupted.
+    2: the input, the machine or the store is at fault; 130: interrupted; 143: ended.
     """
     with forgiving() as (out, _):
         parser = _parser()
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def module_main(name: str, arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments.NAME [key=value …]`: that experiment, its defaults."""
+    if arguments is None:  # as the whole of a process
+        entry(lambda: module_main(name, sys.argv[1:]))
     with forgiving() as (out, _):
         module = load(name)
         parser = _Parser(
@@ -248,6 +251,9 @@ def _guarded(action: Callable[[], int], out: Stream, *, kept: bool) -> int:
     except KeyboardInterrupt:
         say("interrupted", error=True)
         return 130
+    except Terminated:
+        say("terminated", error=True)
+        return 143
     out.flush()
     if out.failed and out.lost is not None:
         say(f"error: standard output: {out.lost.strerror}", error=True)
