@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.networks import (
     ConvLayer,

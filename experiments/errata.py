@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import metalr
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ExperimentConfig, Record
 from experiments._settings.networks import NOTES, to_layers
 from experiments._settings.source_notes import IMAGE, LAPLACIAN, lagged_adagrad
 from metalr import bias, convnet
