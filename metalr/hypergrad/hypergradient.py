@@ -5,6 +5,7 @@ from typing import Any, TypeVar, overload
 import jax
 
 from .._checks import float_leaves
+from .._programs.compiled import compiled
 from .._programs.dependence import check_dependence
 from .._types import Hyper, Objective
 from ._engine import Engine, HyperGradient
@@ -65,7 +66,7 @@ def hypergradient(
     return result
 
 
-@jax.jit
+@compiled
 def _compiled(objective: Any, hyper: Hyper, engine: Any) -> HyperGradient:
     check_dependence(
         objective, hyper, smooth=not getattr(engine, "derivative_free", False)

@@ -16,6 +16,7 @@ from .._checks import (
     path_name,
     positive_int,
 )
+from .._programs.compiled import compiled
 from .._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
 from ..optimizers.guard import guard
 from ..optimizers.per_step import PerStep
@@ -297,18 +298,18 @@ class Unrolled:
         return new
 
 
-@jax.jit
+@compiled
 def _value(objective: Unrolled, hyper: Hyper) -> Scalar:
     hyper = objective.prepare(hyper)
     return objective.evaluate(hyper, _run(objective, hyper).params)
 
 
-@jax.jit
+@compiled
 def _final_params(objective: Unrolled, hyper: Hyper) -> Params:
     return _run(objective, objective.prepare(hyper)).params
 
 
-@jax.jit
+@compiled
 def _trajectory(objective: Unrolled, hyper: Hyper) -> tuple[jax.Array, Params]:
     hyper = objective.prepare(hyper)
     state, losses = scan(
@@ -320,13 +321,13 @@ def _trajectory(objective: Unrolled, hyper: Hyper) -> tuple[jax.Array, Params]:
     return losses, state.params
 
 
-@jax.jit
+@compiled
 def _last_loss(objective: Unrolled, hyper: Hyper, params: Params) -> Scalar:
     hyper = objective.prepare(hyper)
     return objective.inner_loss(hyper, objective.steps - 1)(params)
 
 
-@jax.jit
+@compiled
 def _curve(objective: Unrolled, hyper: Hyper) -> Derivatives:
     plain = dataclasses.replace(objective, checkpoints=None)
     return _derivatives.derivatives(plain.trajectory, hyper)
