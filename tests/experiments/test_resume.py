@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,14 +182,15 @@ def test_a_loop_stopped_between_chunks_ends_as_if_it_had_not_been(
 
 def walk(hyper, *, steps, state=None):
     """A random walk in place of a loop that learns: its key is part of its state."""
-    key = jax.random.key(3, impl="rbg") if state is None else state
+    key: Any = jax.random.key(3, impl="rbg") if state is None else state
     rows = [jnp.asarray(hyper)]
     for _ in range(steps):
         key, now = jax.random.split(key)
         rows.append(rows[-1] + jax.random.normal(now))
     history = History(jnp.stack(rows), jnp.stack(rows), jnp.stack(rows))
     steps_made = jnp.array(steps, jnp.int32)
-    return Learned(rows[-1], rows[-1], history, jnp.array(False), steps_made, key)
+    end = (rows[-1], rows[-1], history, jnp.array(False), steps_made, key)
+    return Learned(*end)
 
 
 def test_random_keys_come_back_as_the_keys_that_they_were(tmp_path):
