@@ -286,7 +286,7 @@ import sys
 from pathlib import Path
 import jax
 jax.config.update("jax_enable_x64", True)
-from tests.test_resume import resumably
+from tests.experiments.test_resume import resumably
 report = lambda learned: print(int(learned.steps), flush=True)
 resumably(Path(sys.argv[1]), every=1, steps=40, on_progress=report)
 """
