@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments._command.config import ConfigError
-from experiments._command.runner import cell
+from experiments._command.tables import cell
 from experiments._report.inline_svg import inline
 from experiments._report.run_section import run_section
 from experiments._report.sections import Picture, Section, Table

@@ -5,8 +5,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from experiments._command.config import ConfigError
-from experiments._store.rows import dotted
+from experiments._command.config import ConfigError, dotted
 
 
 class Table(NamedTuple):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments._command.config import dotted
+
 
 class Row(NamedTuple):
     """One point of a sweep."""
@@ -86,17 +88,6 @@ def _entries(row: Row) -> Iterator[dict[str, Any]]:
             for name, value in record.items()
         }
         yield common | renamed
-
-
-def dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings flattened: `{"data": {"name": 1}}` is `{"data.name": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            flat |= dotted(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:

@@ -18,8 +18,8 @@ import pytest
 import metalr
 from experiments import long_unroll, resume
 from experiments._command import cli
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import execute, output_folder
+from experiments._command.experiment import ConfigError, ExperimentConfig, output_folder
+from experiments._command.runner import execute
 from experiments.resume import learn_resumably
 from metalr.problems import least_squares
 from tests.helpers import regression
@@ -325,6 +325,7 @@ def records(folder):
 
 def test_an_experiment_knows_the_folder_that_its_runs_share(tmp_path):
     module = ModuleType("somewhere.probe")
+    vars(module)["Config"] = ExperimentConfig
     vars(module)["run"] = lambda config: iter([{"folder": str(output_folder())}])
     for _ in range(2):
         folder = execute(module, ExperimentConfig(), tmp_path)
