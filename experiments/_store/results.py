@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import math
 import os
 import re
 import sys
@@ -16,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments._command.config import ConfigError, parse
+from experiments._command.strict_json import dumps
+from experiments._command.tables import cell, printable
 from experiments._store.rows import arrays, entries
 from experiments._store.store import latest, read
 from experiments._sweep.conditions import Comparisons, holds
@@ -65,7 +65,8 @@ def render(found: Sequence[Entry], form: str, out: Path | None) -> None:
     elif out is not None:
         _write(out, _TEXTS[form](found).encode(errors="backslashreplace"))
     else:
-        sys.stdout.write(_TEXTS[form](found))
+        text = _TEXTS[form](found)
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
 
 
 def _condition(text: str) -> dict[str, Any]:
@@ -94,14 +95,14 @@ def _table(found: Sequence[Entry]) -> str:
     varying = [name for name in shown if name not in same]
     for name in varying:
         right = isinstance(found[0].get(name), int | float)
-        table.add_column(Text(name), justify="right" if right else "left")
+        table.add_column(Text(printable(name)), justify="right" if right else "left")
     for entry in found:
-        table.add_row(*(Text(_cell(entry.get(name))) for name in varying))
+        table.add_row(*(Text(cell(entry.get(name))) for name in varying))
     target = io.StringIO()
     width = None if sys.stdout.isatty() else max(140, 14 * len(varying))
     console = Console(file=target, width=width)
     console.print(table)
-    pairs = [f"{name} = {_cell(found[0].get(name))}" for name in same]
+    pairs = [f"{name} = {cell(found[0].get(name))}" for name in same]
     if pairs:
         console.print(Text("Everywhere: " + ", ".join(pairs)))
     return target.getvalue()
@@ -126,7 +127,7 @@ def as_csv(found: Sequence[Entry]) -> str:
 
 def _json(found: Sequence[Entry]) -> str:
     """Strict JSON: what is not finite is the text "NaN", "Infinity" or "-Infinity"."""
-    return json.dumps([_strict(dict(e)) for e in found], indent=1) + "\n"
+    return dumps([dict(entry) for entry in found], indent=1) + "\n"
 
 
 _TEXTS: dict[str, Callable[[Sequence[Entry]], str]] = {
@@ -166,23 +167,7 @@ def _flat(value: Any) -> Any:
     """Lists and mappings as JSON; a column of anything but numbers is text."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(_strict(value)) if _nested(value) else str(value)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _strict(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_strict(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
-    return value
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.7g}"
-    return "" if value is None else str(value)
+    return dumps(value) if _nested(value) else str(value)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 from experiments._command.config import dotted
 from experiments._command.paths import inside
 from experiments._command.progress import sweep_progress
+from experiments._command.tables import cell, printable
 from experiments._store.rows import Row
 from experiments._store.store import read, writing
 from experiments._sweep.batches import Point, batches
@@ -140,11 +141,9 @@ def _rows(
 
 
 def _jobs(plan: Plan, points: Sequence[Point]) -> Iterator[Job]:
-    from metalr.profiling import parse_bytes
-
     executor = plan.sections.executor
-    memory = parse_bytes(executor.memory_limit)
-    for batch in batches(plan.module, points, memory=memory, most=executor.batch):
+    options = {"memory": executor.memory, "most": executor.batch}
+    for batch in batches(plan.module, points, **options):
         yield _job(plan, batch)
 
 
@@ -181,7 +180,7 @@ def _show(failures: Sequence[Row], plan: Plan) -> None:
     for row in failures[:_SHOWN]:
         why = (row.error or "").strip().rpartition("\n")[2]
         fields = (_value(row.config, name) for name in varied)
-        table.add_row(row.status, *fields, Text(why))
+        table.add_row(row.status, *fields, Text(printable(why, lines=False)))
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
     console.print(table)
     if len(failures) > _SHOWN:
@@ -189,5 +188,4 @@ def _show(failures: Sequence[Row], plan: Plan) -> None:
 
 
 def _value(content: dict[str, Any], name: str) -> Text:
-    value = (content | dotted(content)).get(name, "")
-    return Text(f"{value:.6g}" if isinstance(value, float) else str(value))
+    return Text(cell((content | dotted(content)).get(name)))
