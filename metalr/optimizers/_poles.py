@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from ._bounds import Bounds, of_equation
+from ._bounds import ANY, Bounds, of_equation
 
 Apply: TypeAlias = Callable[..., Any]
 
@@ -110,14 +110,31 @@ def _away(x: Bounds, eqn: JaxprEqn, power: int = 2) -> bool:
     return x.low >= smallest or x.high <= -smallest
 
 
-def may_be_infinite(
-    eqn: JaxprEqn, operands: Sequence[bool], bounds: Sequence[Bounds]
+def needs_guard(
+    eqn: JaxprEqn, infinite: Sequence[bool], bounds: Sequence[Bounds]
 ) -> bool:
-    """Whether the result may be inf or nan, given which operands may be."""
+    """Whether a derivative of this equation may be inf or nan.
+
+    Args:
+        eqn: the equation.
+        infinite: which operands come from a pole, and may be inf or nan.
+        bounds: the numbers between which they lie.
+    """
+    factors = eqn.primitive.name == "mul" or has_pole(eqn, [ANY] * len(bounds))
+    return has_pole(eqn, bounds) or (factors and any(infinite))
+
+
+def may_be_infinite(
+    eqn: JaxprEqn, infinite: Sequence[bool], bounds: Sequence[Bounds]
+) -> bool:
+    """Whether the result may be inf or nan: by its own pole, or handed on."""
     if eqn.primitive is guarded_p:
         eqn = eqn.params["jaxpr"].jaxpr.eqns[0]
-    carries = eqn.primitive.name in _CARRIES
-    return has_pole(eqn, bounds) or (carries and any(operands))
+    if eqn.primitive.name == "cbrt" or (_is_root(eqn) and bounds[0].low >= 0.0):
+        return any(infinite)  # 0 where its derivative is infinite
+    return needs_guard(eqn, infinite, bounds) or (
+        eqn.primitive.name in _CARRIES and any(infinite)
+    )
 
 
 def guarded_call(
@@ -186,24 +203,24 @@ def _masked_partial(
     """The derivative in one operand, elementwise; 0 where it is not usable."""
     (eqn,) = jaxpr.jaxpr.eqns
     name = eqn.primitive.name
-    if name == "sqrt":  # of the root that is there: XLA keeps one array, not two
-        factor = guard(lambda root: 0.5 / root, (True,), of_equation(eqn, [*bounds]))(
-            out
-        )
+    if _is_root(eqn):  # of the root that is there: XLA keeps one array, not two
+        found = of_equation(eqn, list(bounds))
+        marks = (may_be_infinite(eqn, infinite, bounds),)
+        factor = guard(lambda root: 0.5 / root, marks, found)(out)
     else:
         formulas = _PARTIALS.get(name)
         partial = formulas[index] if formulas else _partial_by_jax(jaxpr, index)
         factor = guard(partial, infinite, bounds)(*operands)
-    zeros = jnp.zeros_like(factor)
     if name in _NAN_OF_NAN and bounds[0].low >= 0.0 and not infinite[0]:
         # As below, but of the factor alone, so that no operand is kept for it.
-        return jax.lax.select(jnp.isinf(factor), zeros, factor)
+        return jax.lax.select(jnp.isinf(factor), jnp.zeros_like(factor), factor)
     usable = jnp.isfinite(factor)
     for atom, operand, pole in zip(eqn.invars, operands, infinite, strict=True):
         # The nan of a diverged run is kept; 0/0, to be selected away, is not.
         if not pole and _is_float(atom) and isinstance(operand, jax.Array):
             usable |= operand != operand  # noqa: PLR0124 (nan)
-    return jnp.where(usable, factor, zeros)
+    usable, factor = jnp.broadcast_arrays(usable, factor)
+    return jax.lax.select(usable, factor, jnp.zeros_like(factor))
 
 
 def _partial_by_jax(jaxpr: ClosedJaxpr, index: int) -> Apply:
@@ -229,6 +246,10 @@ def _batch(
     function = lambda *operands: jaxpr_as_fun(jaxpr)(*operands)[0]
     mapped = guard(jax.vmap(function, tuple(axes)), infinite, bounds)
     return mapped(*operands), 0
+
+
+def _is_root(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name == "sqrt"
 
 
 def _is_float(atom: Any) -> bool:

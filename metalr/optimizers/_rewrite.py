@@ -21,6 +21,7 @@ from ._poles import (
     has_pole,
     linear_call,
     may_be_infinite,
+    needs_guard,
 )
 
 
@@ -162,7 +163,7 @@ def _primitive(eqn: JaxprEqn, operands: list[Any], facts: list[Facts]) -> list[V
     product = eqn.primitive.name == "mul"
     if sum(linear) == 1 and (product or (eqn.primitive.name == "div" and linear[0])):
         outputs = [linear_call(eqn, operands, linear.index(True))]
-    elif has_pole(eqn, bounds) or (product and any(infinite)):
+    elif needs_guard(eqn, infinite, bounds):
         outputs = [guarded_call(eqn, operands, infinite, bounds, guarded)]
     else:
         outputs = bind(eqn, operands)
