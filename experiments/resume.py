@@ -23,6 +23,7 @@ import metalr
 from experiments._command.config import ConfigError, Model
 from metalr import Learned
 from metalr.hypergrad import Engine
+from metalr.outer.learn import joined, padded
 
 _KEPT = 3
 """Checkpoints kept: the newest, and those to fall back on where it is damaged."""
@@ -136,39 +137,19 @@ def in_chunks(
             )
             raise ConfigError(msg)
         if learned:
-            yield _padded(learned, steps)
+            yield padded(learned, steps)
         damaged = [step for step in manager.all_steps() if not learned or step > made]
         while not learned or (made < steps and not stopped):
             asked = min(every, steps - made)
             onward = {"state": learned.state} if learned else {}
             chunk = learn(learned.hyper if learned else hyper, steps=asked, **onward)
             stopped = int(chunk.steps) < asked
-            learned = _joined(learned, chunk)
+            learned = joined(learned, chunk)
             made = int(learned.steps)
             while damaged:  # not before there is something to take their place
                 manager.delete(damaged.pop())
             _save(manager, learned, folder, fingerprint=fingerprint, stopped=stopped)
-            yield _padded(learned, steps)
-
-
-def _joined(before: Learned | None, chunk: Learned) -> Learned:
-    """One loop out of two; its history has no row that was not made."""
-    made = int(chunk.steps)
-    history = jax.tree.map(lambda rows: rows[: made + 1], chunk.history)
-    if before is None:
-        return chunk._replace(history=history)
-    history = jax.tree.map(
-        lambda old, new: jnp.concatenate([old, new[1:]]), before.history, history
-    )
-    return chunk._replace(history=history, steps=before.steps + chunk.steps)
-
-
-def _padded(learned: Learned, steps: int) -> Learned:
-    def pad(rows: jax.Array) -> jax.Array:
-        missing = (steps + 1 - rows.shape[0], *rows.shape[1:])
-        return jnp.concatenate([rows, jnp.full(missing, jnp.nan, rows.dtype)])
-
-    return learned._replace(history=jax.tree.map(pad, learned.history))
+            yield padded(learned, steps)
 
 
 @contextmanager

@@ -42,8 +42,9 @@ from .optimizers.per_step import per_step as per_step
 from .outer.learn import (
     Learned as Learned,
     LearnState as LearnState,
-    Newton as Newton,
     learn as learn,
 )
+from .outer.newton import Newton as Newton
 from .outer.online import Online as Online, online as online
+from .outer.reparametrized import reparametrized as reparametrized
 from .runs.unrolled import Unrolled as Unrolled
