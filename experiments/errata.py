@@ -344,10 +344,7 @@ def _bytes_per_step(engine: metalr.Reverse | metalr.Forward) -> float:
 
     def temporary(steps: int) -> int:
         objective = metalr.Unrolled(loss, optax.sgd, jnp.zeros(64), steps=steps)
-        run = jax.jit(lambda h: metalr.hypergradient(objective, h, engine).grad)
-        analysis = run.lower(0.1).compile().memory_analysis()
-        assert analysis is not None  # every backend of JAX reports it
-        return analysis.temp_size_in_bytes
+        return metalr.profiling.memory(objective, 0.1, engine).temp_bytes
 
     return (temporary(300) - temporary(200)) / 100
 
