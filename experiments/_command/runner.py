@@ -69,6 +69,7 @@ def _execute(subject: Experiment, config: ExperimentConfig, folder: Path) -> Pat
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "load_before": os.getloadavg()[0],  # processes that other work kept running
+        "compilation_cache": bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")),
         **origin(config),
     }
     start = time.perf_counter()
