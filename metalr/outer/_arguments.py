@@ -148,7 +148,7 @@ def same_form(state: PyTree, expected: PyTree) -> None:
         raise ValueError(msg)
 
 
-def _log_flags(log: PyTree[bool], hyper: Hyper) -> tuple[bool, ...]:
+def _log_flags(log: PyTree, hyper: Hyper) -> tuple[bool, ...]:
     """One flag for each leaf; a flagged leaf must be positive."""
     try:
         flags = jax.tree.map(
