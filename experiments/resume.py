@@ -73,8 +73,8 @@ def learn_resumably(
         on_progress: called with all that is known, after each chunk and on a restart.
         callback: as for `metalr.learn`; `steps` counts from the beginning, the history
             from the last checkpoint. A loop that it stopped stays stopped.
-        options: every further option of `metalr.learn`: `key`, `log`, `project`, `rtol`,
-            `atol`, `history`, `keep`, `callback_every`.
+        options: every further option of `metalr.learn`: `key`, `log`, `project`,
+            `rtol`, `atol`, `history`, `keep`, `callback_every`.
 
     Returns:
         What `metalr.learn` returns.

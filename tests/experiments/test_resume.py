@@ -113,7 +113,7 @@ LOOPS = {
         {
             "outer_optimizer": optax.adam(0.1),
             "key": 5,
-            "project": lambda h: optax.projections.projection_box(h, 0.05, 0.4),
+            "project": lambda h: jax.tree.map(lambda x: jnp.clip(x, 0.05, 0.4), h),
             "history": "scalars",
         },
     ),
@@ -210,7 +210,7 @@ def walk(hyper, *, steps, state=None):
     for _ in range(steps):
         key, now = jax.random.split(key)
         rows.append(rows[-1] + jax.random.normal(now))
-    history = History(jnp.stack(rows), jnp.stack(rows), jnp.stack(rows))
+    history = History(*4 * [jnp.stack(rows)])
     steps_made = jnp.array(steps, jnp.int32)
     end = (rows[-1], rows[-1], history, jnp.array(False), steps_made, key)
     return Learned(*end)

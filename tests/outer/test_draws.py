@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.core import Tracer
 
 import metalr
 from metalr.tasks import Each, Mean
@@ -60,7 +61,7 @@ def test_runs_are_made_inside_the_compiled_loop():
         )
 
     learned = metalr.learn(make, 0.1, key=KEY, outer_optimizer=SGD, steps=4)
-    assert all(isinstance(key, jax.core.Tracer) for key in made)
+    assert all(isinstance(key, Tracer) for key in made)
     targets = jnp.array([jax.random.normal(key) for key in draws(5)])
     expected = 0.5 * (1 - learned.history.hyper) ** 4 * targets**2
     assert_close(learned.history.value, expected, rtol=1e-12)

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,12 @@ def test_a_minimum_beyond_the_bound_is_found_at_the_bound():
     assert int(learned.steps) < 10
 
 
+def clipped(updates: Any, params: Any) -> Any:
+    return jnp.clip(params + updates, 0.0, 1.0) - params
+
+
 def test_a_projection_in_the_optimizers_chain_converges_as_well():
-    clip = optax.stateless(lambda u, p: jnp.clip(p + u, 0.0, 1.0) - p)
+    clip = optax.stateless(clipped)
     learned = metalr.learn(
         lambda h: (h - 2.0) ** 2,
         0.5,
@@ -102,7 +107,7 @@ def test_a_start_outside_is_projected_and_logarithms_are_kept_in_a_box():
     assert learned.converged
 
 
-ADAM = {"outer_optimizer": optax.adam(0.1)}
+ADAM: dict[str, Any] = {"outer_optimizer": optax.adam(0.1)}
 
 
 def identical(one, other):
