@@ -2,8 +2,9 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import Discriminator, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from experiments._command.config import ConfigError, Model
+from experiments._command.experiment import ExperimentConfig
 from metalr.problems import regression
 
 _SHOWN = 5
@@ -66,6 +68,22 @@ RegressionData = Annotated[
 ]
 """`data:` of a config; `kind` says which, bundled by default."""
 
+Data: TypeAlias = BundledData | CsvData | SpectrumData
+
+
+class RegressionConfig(ExperimentConfig):
+    """The config of an experiment on a regression."""
+
+    data: RegressionData = BundledData()
+
+    def regression(self) -> "Regression":
+        """Read the data."""
+        return load_regression(self.data, seed=self.seed, dtype=self.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """What was read, and how it was standardized."""
+        return self.regression().description
+
 
 class Regression(NamedTuple):
     """A regression problem, and how it was made."""
@@ -75,10 +93,16 @@ class Regression(NamedTuple):
     description: dict[str, Any]  # name, sizes, and the standardization that was applied
 
 
-def load_regression(
-    data: BundledData | CsvData | SpectrumData, *, seed: int, dtype: str
-) -> Regression:
-    """Read, subsample and (where asked) standardize.
+class Host(NamedTuple):
+    """A regression problem in float64 on the host, before anything was rounded."""
+
+    X: np.ndarray
+    t: np.ndarray
+    description: dict[str, Any]
+
+
+def load_regression(data: Data, *, seed: int, dtype: str) -> Regression:
+    """Read, subsample and (where asked) standardize; the cast to `dtype` comes last.
 
     Args:
         data: the validated `data:` section of a config.
@@ -88,8 +112,18 @@ def load_regression(
     Raises:
         ConfigError: if the data cannot be a regression, saying why.
     """
+    X, t, description = on_host(data, seed=seed)
+    return Regression(jnp.asarray(X, dtype), jnp.asarray(t, dtype), description)
+
+
+def on_host(data: Data, *, seed: int) -> Host:
+    """`load_regression` before the cast: in float32, time stamps may all be equal.
+
+    Raises:
+        ConfigError: if the data cannot be a regression, saying why.
+    """
     if isinstance(data, SpectrumData):
-        return _spectrum(data, seed, dtype)
+        return _spectrum(data, seed)
     if isinstance(data, CsvData):
         name, columns, X, t = data.path, *_read_csv(data)
     else:
@@ -108,20 +142,29 @@ def load_regression(
         raise ConfigError(msg)
     description: dict[str, Any] = {"name": name, "n": X.shape[0], "d": X.shape[1]}
     description["standardized"] = data.standardize
-    X, t = jnp.asarray(X, dtype), jnp.asarray(t, dtype)
     if data.standardize:
-        X, map_X = regression.standardize(X)
-        t2, map_t = regression.standardize(t[:, None])
-        t = t2[:, 0]
-        description["columns"] = [
-            {"name": column, "mean": float(mean), "scale": float(scale)}
-            for column, mean, scale in zip(columns, *map_X, strict=True)
-        ]
-        description["target"] = {
-            "mean": float(map_t.mean[0]),
-            "scale": float(map_t.scale[0]),
-        }
-    return Regression(X, t, description)
+        map_X, map_t = regression.columns(X), regression.columns(t[:, None])
+        X, t = map_X.on_host(X), map_t.on_host(t[:, None])[:, 0]
+        description |= _standardization(columns, map_X, map_t)
+    return Host(X, t, description)
+
+
+def _standardization(
+    columns: Sequence[str],
+    map_X: regression.Standardization,
+    map_t: regression.Standardization,
+) -> dict[str, Any]:
+    """What was done to each column, and which ones held nothing and are zeros now."""
+    return {
+        "columns": [
+            {"name": name, "mean": float(mean), "scale": float(scale)}
+            for name, mean, scale in zip(columns, map_X.mean, map_X.scale, strict=True)
+        ],
+        "constant_columns": [
+            name for name, gone in zip(columns, map_X.constant, strict=True) if gone
+        ],
+        "target": {"mean": float(map_t.mean[0]), "scale": float(map_t.scale[0])},
+    }
 
 
 def _bundled(data: BundledData) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -145,7 +188,7 @@ def _bundled(data: BundledData) -> tuple[list[str], np.ndarray, np.ndarray]:
     return list(bunch.feature_names), np.asarray(bunch.data, float), t
 
 
-def _spectrum(data: SpectrumData, seed: int, dtype: str) -> Regression:
+def _spectrum(data: SpectrumData, seed: int) -> Host:
     try:
         X, t = regression.with_spectrum(
             jax.random.key(seed),
@@ -165,24 +208,18 @@ def _spectrum(data: SpectrumData, seed: int, dtype: str) -> Regression:
         "d": X.shape[1],
         "standardized": False,
     }
-    return Regression(X.astype(dtype), t.astype(dtype), description)
+    return Host(np.asarray(X), np.asarray(t), description)
 
 
 def _read_csv(data: CsvData) -> tuple[list[str], np.ndarray, np.ndarray]:
-    try:
-        with Path(data.path).open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = list(csv.reader(file, delimiter=data.delimiter))
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
-        msg = f"data.path = {data.path!r} cannot be read: {error}"
-        raise ConfigError(msg) from error
-    except ValueError as error:
-        msg = f"data.path = {data.path!r} is empty: a header line is needed"
-        raise ConfigError(msg) from error
-    header = [name.strip() for name in header]
+    header, lines = _lines(data)
+    positions: dict[str, list[int]] = {}
+    for index, name in enumerate(header):
+        positions.setdefault(name, []).append(index)
     inputs = data.columns or tuple(name for name in header if name != data.target)
     for name in (data.target, *inputs):
-        if header.count(name) != 1:
-            found = "is not there" if name not in header else "is there twice"
+        if len(positions.get(name, ())) != 1:
+            found = "is there twice" if name in positions else "is not there"
             msg = f"column {name!r} of {data.path} {found}; its columns: {header}"
             raise ConfigError(msg)
     if data.target in inputs or not inputs:
@@ -196,31 +233,51 @@ def _read_csv(data: CsvData) -> tuple[list[str], np.ndarray, np.ndarray]:
                 f"row {number} of {data.path} has {len(line)} cells, not {len(header)}"
             )
             raise ConfigError(msg)
-    values = _numbers(data, header, [data.target, *inputs], rows)
+    taken = {name: positions[name][0] for name in (data.target, *inputs)}
+    values = _numbers(data, taken, rows)
     return list(inputs), values[:, 1:], values[:, 0]
 
 
+def _lines(data: CsvData) -> tuple[list[str], list[list[str]]]:
+    """The header, and what is below it."""
+    try:
+        with Path(data.path).open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.reader(file, delimiter=data.delimiter))
+    except (OSError, ValueError, csv.Error, TypeError) as error:
+        msg = f"data.path = {data.path!r} cannot be read: {error}"
+        raise ConfigError(msg) from error
+    if not lines:
+        msg = f"data.path = {data.path!r} is empty: a header line is needed"
+        raise ConfigError(msg)
+    return [name.strip() for name in lines[0]], lines[1:]
+
+
 def _numbers(
-    data: CsvData,
-    header: list[str],
-    names: list[str],
-    rows: list[tuple[int, list[str]]],
+    data: CsvData, taken: dict[str, int], rows: list[tuple[int, list[str]]]
 ) -> np.ndarray:
-    values, bad = np.empty((len(rows), len(names))), []
-    for i, (number, line) in enumerate(rows):
-        for j, name in enumerate(names):
-            cell = line[header.index(name)].strip()
-            try:
-                values[i, j] = float(cell)
-            except ValueError:
-                values[i, j] = math.nan
-            if not math.isfinite(values[i, j]):
-                bad.append(f"row {number}, column {name!r}: {cell!r}")
-    if bad:
+    """The cells of the columns that are taken: `taken` says where each is."""
+    values = np.full((len(rows), len(taken)), math.nan)
+    for i, (_, line) in enumerate(rows):
+        values[i] = [_number(line[place]) for place in taken.values()]
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        names = list(taken)
+        cells = [
+            f"row {rows[i][0]}, column {names[j]!r}: "
+            f"{rows[i][1][taken[names[j]]].strip()!r}"
+            for i, j in bad[:_SHOWN]
+        ]
         more = f" … and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         msg = (
             f"{data.path} has cells that are not finite numbers: "
-            f"{'; '.join(bad[:_SHOWN])}{more}. Mend them, or choose data.columns"
+            f"{'; '.join(cells)}{more}. Mend them, or choose data.columns"
         )
         raise ConfigError(msg)
     return values
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan

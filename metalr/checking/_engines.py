@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._types import Hyper, Objective
@@ -88,19 +87,3 @@ def _is_exact_engine(engine: Engine, objective: Objective) -> bool:
     if isinstance(engine, Truncated):
         return isinstance(objective, Unrolled) and engine.last >= objective.steps
     return not isinstance(engine, Implicit)
-
-
-def is_exact(engine: Engine, row: Row) -> bool:
-    return row.status == "agrees" and not isinstance(engine, Reversible)
-
-
-def in_float64(objective: Objective, hyper: Hyper) -> tuple[Objective, Hyper]:
-    """The same, with every floating array that it holds in float64."""
-
-    def cast(leaf: Any) -> Any:
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            return leaf
-        return jnp.asarray(leaf, jnp.float64)
-
-    return jax.tree.map(cast, as_pytree(objective)), jax.tree.map(cast, hyper)
