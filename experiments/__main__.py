@@ -1,6 +1,7 @@
 """Entry point of `python -m experiments`."""
 
 from experiments._command.cli import main
+from experiments._command.interrupt import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry(main)

@@ -10,6 +10,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ._types import Scalar, ScalarLike
+from .optimizers.update import (
+    as_arrays,
+    is_transformation,
+    update as optimizer_update,
+)
 from .theory.implicit_bias import (
     min_norm_solution as _min_norm_solution,
     row_space,
@@ -262,15 +267,14 @@ def _limit(
 def _epoch(X: Array, t: Array, optimizer: Any, rows: Rows) -> Any:
     """State to state: one update on all rows, or n updates on one row each."""
     n = X.shape[0]
-    optimizer = optax.with_extra_args_support(optimizer)
 
     def update(state: _State, x: Array, y: Array) -> _State:
         def loss(w: Array) -> Scalar:
             return jnp.mean((x @ w - y) ** 2)
 
         value, grad = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = optimizer.update(
-            grad, state.opt_state, state.params, value=value, grad=grad, value_fn=loss
+        updates, opt_state = optimizer_update(
+            optimizer, grad, state.opt_state, state.params, value=value, value_fn=loss
         )
         params: Any = optax.apply_updates(state.params, updates)
         return _State(params, opt_state, state.key)
@@ -321,7 +325,7 @@ def _check(  # noqa: PLR0917
     key: Any,
 ) -> tuple[Array, Any]:
     """The start and the optimizer's state there, after checking what is static."""
-    if not hasattr(optimizer, "update") or not hasattr(optimizer, "init"):
+    if not is_transformation(optimizer):
         msg = (
             f"optimizer = {optimizer!r} must be a finished transformation, "
             "e.g. optax.sgd(0.1) rather than optax.sgd"
@@ -345,4 +349,5 @@ def _check(  # noqa: PLR0917
         if not isinstance(array, Tracer) and not bool(jnp.all(jnp.isfinite(array))):
             msg = f"{name} has a value that is not finite: remove or impute it"
             raise ValueError(msg)
-    return w0, optimizer.init(w0) if opt_state is None else opt_state
+    opt_state = optimizer.init(w0) if opt_state is None else opt_state
+    return w0, as_arrays(opt_state, w0)

@@ -17,6 +17,7 @@ from experiments._command.config import (
     to_yaml,
     validate,
 )
+from experiments._command.interrupt import Terminated, entry
 from experiments._command.registry import find, load, names
 
 __all__ = ["load", "main", "module_main", "names"]
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments …`; returns the exit code.
 
     0: all is well; 1: points of a sweep failed; 2: the input or the store is wrong;
-    130: interrupted.
+    130: interrupted; 143: terminated.
     """
     parser = _parser()
     options, further = parser.parse_known_args(arguments)
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def module_main(name: str, arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments.NAME [key=value …]`: that experiment, its defaults."""
+    if arguments is None:  # as the whole of a process
+        entry(lambda: module_main(name, sys.argv[1:]))
     module = load(name)
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}",
@@ -232,6 +235,9 @@ def _guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
 
 
 def _options(module: ModuleType) -> str:

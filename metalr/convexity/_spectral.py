@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import PyTree
 
 from .._types import Hyper, Params
+from ..optimizers.update import standard, update
 from ..runs.unrolled import Unrolled
 from ._degree import Degrees, degrees, primitives
 from ._exact import Exact, NotRationalError
@@ -99,7 +99,7 @@ def _loss_degrees(objective: Unrolled, hyper: jax.Array) -> str | None:
 def _update_degrees(objective: Unrolled, hyper: jax.Array) -> str | None:
     """The update: degree ≤ 1 in the gradient and in hyper, 0 in all else."""
     params = objective.params
-    state = jax.jit(lambda h: objective.optimizer(h).init(params))(hyper)
+    state = jax.jit(lambda h: standard(objective.optimizer(h)).init(params))(hyper)
     program = jax.make_jaxpr(lambda *a: _update(objective, *a[:-1], value=a[-1]))(
         params, hyper, state, params, jnp.zeros((), hyper.dtype)
     )
@@ -130,10 +130,9 @@ def _update(
     value: Any,
 ) -> PyTree:
     """The update as a function of all that an optimizer is given."""
-    optimizer = optax.with_extra_args_support(objective.optimizer(hyper))
-    inner_loss = objective.inner_loss(hyper, 0)
-    updates, _ = optimizer.update(
-        grads, state, params, value=value, grad=grads, value_fn=inner_loss
+    optimizer, inner_loss = objective.optimizer(hyper), objective.inner_loss(hyper, 0)
+    updates, _ = update(
+        optimizer, grads, state, params, value=value, value_fn=inner_loss
     )
     return updates
 
@@ -145,7 +144,7 @@ def _multiple_of_gradient(
     params = objective.params
 
     def updates(hyper: Hyper) -> PyTree:
-        state = objective.optimizer(hyper).init(params)
+        state = standard(objective.optimizer(hyper)).init(params)
         rest, value = (hyper, state, params), jnp.zeros_like(hyper)
         zero = jax.tree.map(jnp.zeros_like, params)
         of_zero = _update(objective, zero, *rest, value=value)

@@ -97,7 +97,15 @@ def _evaluate(
             outputs, made = _equation(eqn, operands, [*map(read_facts, eqn.invars)])
         known.update(zip(eqn.outvars, outputs, strict=True))
         facts_of.update(zip(eqn.outvars, made, strict=True))
-    return [*map(read, jaxpr.outvars)], [*map(read_facts, jaxpr.outvars)]
+    outputs = [_as_array(atom, read(atom)) for atom in jaxpr.outvars]
+    return outputs, [*map(read_facts, jaxpr.outvars)]
+
+
+def _as_array(atom: Any, value: Any) -> Any:
+    if not isinstance(atom, Literal):
+        return value
+    aval: Any = atom.aval  # the value may be a Python number
+    return jnp.asarray(value, aval.dtype)
 
 
 def _equation(

@@ -10,9 +10,10 @@ import optax
 
 from ._rewrite import guarded
 from .per_step import PerStep
+from .update import Standard, is_transformation, standard
 
 
-class Guarded(optax.GradientTransformationExtraArgs):
+class Guarded(Standard):
     """What `guard` makes of a transformation; guarded again, it stays as it is."""
 
 
@@ -47,8 +48,9 @@ def guard(optimizer: Any) -> Any:
     Args:
         optimizer: an `optax.GradientTransformation`, or a function that makes one
             (`hyper -> optax.GradientTransformation`, such as `optax.adam`, or what
-            `per_step` returns). Arguments of the update that are not arrays, such as
-            `value_fn`, are passed on.
+            `per_step` returns); an `optax.MultiSteps` is a transformation. Arguments of
+            the update that are not arrays, such as `value_fn`, are passed on; see
+            `optimizers.update.standard` for the form of the result.
 
     Returns:
         The same kind of thing. All derivatives in both modes, `jit`, `vmap`; work at
@@ -71,7 +73,7 @@ def guard(optimizer: Any) -> Any:
         return optimizer
     if isinstance(optimizer, PerStep):
         return PerStep(guard(optimizer.make))
-    if isinstance(optimizer, tuple) and hasattr(optimizer, "update"):
+    if is_transformation(optimizer):
         return _transformation(optimizer)
     if not callable(optimizer):
         msg = (
@@ -88,7 +90,7 @@ def guard(optimizer: Any) -> Any:
 
 
 def _transformation(optimizer: Any) -> Guarded:
-    inner = optax.with_extra_args_support(optimizer)
+    inner = standard(optimizer)
 
     def update(
         updates: optax.Updates,

@@ -11,6 +11,7 @@ import optax
 
 from .._checks import path_name
 from .._types import Hyper, Optimizer
+from .update import standard
 
 
 class PerStepState(NamedTuple):
@@ -46,7 +47,7 @@ class PerStep:
 
         def at(count: Any) -> optax.GradientTransformationExtraArgs:
             entry = jax.tree.map(lambda leaf: _entry(jnp.asarray(leaf), count), hyper)
-            return optax.with_extra_args_support(self.make(entry))
+            return standard(self.make(entry))
 
         def init(params: optax.Params) -> PerStepState:
             count = jnp.zeros((), jnp.int32)

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._types import Scalar
+from ..optimizers.update import standard, update
 
 _SHRINK, _GROW = 0.25, 2.0
 """How an optax step is scaled after a diverged trial, and after an accepted one."""
@@ -87,7 +88,7 @@ def gradient(
     A trial has diverged if it is not finite, or if its value is 1/eps times that of the
     point: of what the gradient there says, nothing holds at the scale of the point.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = standard(optimizer)
 
     def evaluate(z: PyTree) -> Point:
         return Point(z, *value_and_grad(z), None)
@@ -97,13 +98,14 @@ def gradient(
 
     def step(point: Point, state: Any) -> tuple[Point, Any]:
         opt_state, scale = state
-        updates, new_opt_state = optimizer.update(
+        updates, new_opt_state = update(
+            optimizer,
             point.grad,
             opt_state,
             point.z,
             value=point.value,
-            grad=point.grad,
             value_fn=value_fn,
+            grad_fn=lambda z: value_and_grad(z)[1],
         )
         scaled = jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates)
         trial = evaluate(optax.apply_updates(point.z, scaled))
