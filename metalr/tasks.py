@@ -7,7 +7,7 @@ the mean of theirs (`Mean`); with a `mesh` each device runs its own share of the
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from ._types import Hyper, Objective, Scalar
 from .hypergrad._engine import Engine, HyperGradient
-from .hypergrad._measured import Measured
 from .hypergrad.hypergradient import as_pytree
 from .runs.unrolled import Unrolled
 
@@ -58,14 +57,11 @@ def stack(objectives: Sequence[Unrolled]) -> Unrolled:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *objectives)
 
 
-class TaskHyperGradient(Measured):
-    """The mean over tasks, and what it is the mean of.
+class TaskHyperGradient(NamedTuple):
+    """The mean over tasks, and what it is the mean of."""
 
-    Attributes:
-        values: the value of each task.
-        grads: the gradient of each task; every leaf leads with the axis of tasks.
-    """
-
+    value: Scalar
+    grad: Hyper
     values: Float[Array, "*batch tasks"]
     grads: Hyper
 
@@ -242,11 +238,12 @@ class Each:
         engine: Engine = self.engine
 
         def task(objective: Unrolled, hyper: Hyper) -> HyperGradient:
-            return HyperGradient(*engine(objective, hyper))
+            result = engine(objective, hyper)
+            return HyperGradient(result.value, result.grad)
 
         values, grads = objective.each(task, hyper)
         grad = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
-        return TaskHyperGradient.measured(jnp.mean(values), grad, values, grads)
+        return TaskHyperGradient(jnp.mean(values), grad, values, grads)
 
     @property
     def derivative_free(self) -> bool:

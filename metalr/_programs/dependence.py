@@ -34,7 +34,7 @@ def independent_leaves(
     jaxpr = jax.make_jaxpr(objective)(shapes).jaxpr
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
     inputs = [frozenset({index}) for index in range(len(paths))]
-    rule = _differentiable if smooth else lambda _, facts: facts
+    rule = differentiable if smooth else lambda _, facts: facts
     reached = frozenset[object]().union(*propagate(jaxpr, inputs, rule))
     return [path_name("hyper", p) for i, p in enumerate(paths) if i not in reached]
 
@@ -59,7 +59,8 @@ def check_dependence(
         raise ValueError(msg)
 
 
-def _differentiable(eqn: JaxprEqn, facts: Facts) -> Facts:
+def differentiable(eqn: JaxprEqn, facts: Facts) -> Facts:
+    """The rule for `propagate`: facts pass where a derivative does."""
     dtypes = [getattr(out.aval, "dtype", jnp.int32) for out in eqn.outvars]
     smooth = any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
     return facts if smooth and eqn.primitive.name not in _FLAT else frozenset()

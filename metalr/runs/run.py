@@ -10,7 +10,7 @@ every engine works on it, or says by name what it needs.
     step(hyper, state, index) -> (state, record)
     pull_back(hyper, state, index, bar) -> (bar, hyper_bar)
     evaluate(hyper, state) -> scalar
-    public(state) -> state                           as users see it
+    public(hyper, state) -> state                    as users see it
 
 A cotangent of a state is a list along `jax.tree.leaves(state)`, with None for each leaf
 that carries no derivative (an int, a key, what hyper does not move): `moving`.
@@ -67,8 +67,9 @@ class Unroll:
         """The value of a run that ends in `state`."""
         raise NotImplementedError
 
-    def public(self, state: State) -> State:
+    def public(self, hyper: Hyper, state: State) -> State:
         """A state as users see it, in the dtypes that they gave."""
+        del hyper
         return state
 
     def accepted(self, state: State) -> State:
@@ -171,9 +172,9 @@ class Continued(Unroll):
         """As in the whole run."""
         return self.objective.evaluate(hyper, state)
 
-    def public(self, state: State) -> State:
+    def public(self, hyper: Hyper, state: State) -> State:
         """As in the whole run."""
-        return self.objective.public(state)
+        return self.objective.public(hyper, state)
 
     def accepted(self, state: State) -> State:
         """As in the whole run."""
@@ -241,7 +242,8 @@ def _value(objective: Any, hyper: Hyper) -> Scalar:
 @compiled
 def _whole(objective: Any, hyper: Hyper) -> Run:
     run = whole(objective, hyper)
-    return run._replace(state=objective.public(run.state))
+    state = objective.public(objective.prepare(hyper), run.state)
+    return run._replace(state=state)
 
 
 def at_least_float32(leaf: Array) -> Array:
@@ -282,7 +284,7 @@ def at_rest(objective: Any, hyper: Hyper) -> Bar:
     """
     start = jax.make_jaxpr(objective.init, return_shape=True)(hyper)
     count = len(jax.tree.leaves(hyper))
-    yes, no = frozenset({"moves"}), frozenset[str]()
+    yes = frozenset({"moves"})
     facts = propagate(start[0].jaxpr, [yes] * count, differentiable)
     leaves = jax.tree.leaves(start[1])
     if objective.steps:
@@ -297,4 +299,4 @@ def at_rest(objective: Any, hyper: Hyper) -> Bar:
     return [
         jnp.zeros(x.shape, x.dtype) if known and is_float(x) else None
         for x, known in zip(leaves, facts, strict=True)
-    ] if facts != no else []
+    ]
