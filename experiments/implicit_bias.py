@@ -21,7 +21,7 @@ from pydantic import PositiveFloat, PositiveInt
 from experiments._command.config import ConfigError, ExperimentConfig
 from experiments._command.runner import Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import BundledData, RegressionData, on_host
 from experiments._settings.source_notes import lagged_adagrad
 from metalr import bias
 from metalr.problems import regression
@@ -248,18 +248,18 @@ def _optimizer(
 
 
 def _problem(config: Config) -> Problem:
-    X, t, _ = load_regression(config.data, seed=config.seed, dtype=config.dtype)
+    X, t, _ = on_host(config.data, seed=config.seed)
     if config.train >= len(t):
         msg = f"train = {config.train}: keep some of {len(t)} rows for testing"
         raise ConfigError(msg)
     products = [
-        jnp.prod(X[:, list(columns)], axis=1)
+        np.prod(X[:, list(columns)], axis=1)
         for degree in range(1, config.degree + 1)
         for columns in itertools.combinations_with_replacement(
             range(X.shape[1]), degree
         )
     ]
-    X = jnp.stack(products, axis=1)
+    X = np.stack(products, axis=1)
     if config.train >= X.shape[1]:
         msg = (
             f"train = {config.train} examples for {X.shape[1]} columns: at most one "
@@ -268,12 +268,17 @@ def _problem(config: Config) -> Problem:
         raise ConfigError(msg)
     order = np.random.default_rng(config.seed).permutation(len(t))
     train, test = order[: config.train], order[config.train :]
-    if bool(jnp.all(t[train] == t[train][0])):
+    if np.all(t[train] == t[train][0]):
         msg = f"the {config.train} targets drawn for training are equal: raise train"
         raise ConfigError(msg)
-    Z, standardize = regression.standardize(X[train])
-    mean = jnp.mean(t[train])
-    return Problem(Z, t[train] - mean, standardize(X[test]), t[test] - mean)
+    standardize, mean = regression.columns(X[train]), np.mean(t[train])
+    arrays = (
+        standardize.on_host(X[train]),
+        t[train] - mean,
+        standardize.on_host(X[test]),
+        t[test] - mean,
+    )
+    return Problem(*(jnp.asarray(array, config.dtype) for array in arrays))
 
 
 if __name__ == "__main__":

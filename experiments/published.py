@@ -30,6 +30,7 @@ from experiments._settings.papers import (
     mixed_mode_memory,
     reversible_bits,
 )
+from experiments._short_horizon.search import best_schedule
 from metalr import convnet
 from metalr.problems import classifier, influence_balancing
 
@@ -351,7 +352,8 @@ def _short_horizon(config: Config) -> Iterator[Row]:
         1e-9,
         "theorem: greedy is optimal there",
     )
-    bias = float(model.short_horizon_bias(steps))
+    optimal = best_schedule(model, steps)
+    bias = float(model.short_horizon_bias(steps, optimal))
     yield Row(
         f"the same, {model.curvatures.size} curvatures from "
         f"{model.curvatures.min():g} to {model.curvatures.max():g}",

@@ -23,6 +23,7 @@ import metalr
 from experiments._command.config import ExperimentConfig
 from experiments._command.runner import Record
 from experiments._report.style import panels
+from experiments._short_horizon.search import best_schedule
 from metalr.theory import NoisyQuadratic
 
 
@@ -48,7 +49,7 @@ def run(config: Config) -> Iterator[Record]:
     model = quadratic(config)
     single = NoisyQuadratic(*(x[:1] for x in jax.tree.leaves(model)))
     for steps in config.steps:
-        greedy, optimal = model.greedy_schedule(steps), model.optimal_schedule(steps)
+        greedy, optimal = model.greedy_schedule(steps), best_schedule(model, steps)
         objective = _unrolled(model, steps)
         learned = metalr.learn(
             objective,
@@ -64,7 +65,7 @@ def run(config: Config) -> Iterator[Record]:
             "loss_greedy": float(model.loss(greedy)),
             "loss_optimal": best,
             "loss_learned": float(learned.value),
-            "short_horizon_bias": float(model.loss(greedy)) / best - 1.0,
+            "short_horizon_bias": float(model.short_horizon_bias(steps, optimal)),
             "bias_in_1d": float(single.short_horizon_bias(steps)),
             "learned_over_optimal": float(learned.value) / best - 1.0,
             "closed_over_unrolled": float(model.loss(greedy) / objective(greedy)) - 1.0,
@@ -145,8 +146,7 @@ def _curve(model: NoisyQuadratic, schedule: jax.Array) -> list[float]:
     """Expected losses after 0 … T steps of the schedule."""
 
     def step(m: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array]:
-        reduced = rate * model.curvatures
-        m = (1.0 - reduced) ** 2 * m + reduced**2 * model.noise
+        m = model.step(m, rate)
         return m, 0.5 * jnp.sum(model.curvatures * m)
 
     after = jax.lax.scan(step, model.start, schedule)[1]

@@ -75,8 +75,8 @@ def computation_graph(objective: Unrolled, hyper: Hyper) -> Graph:
         edges.update((str(source), node) for source in facts)
         return frozenset({node})
 
-    jaxpr = jax.make_jaxpr(objective)(hyper).jaxpr
-    (output,) = propagate(jaxpr, [frozenset({name}) for name in names], rule)
+    program = jax.make_jaxpr(objective)(hyper)
+    (output,) = propagate(program, [frozenset({name}) for name in names], rule)
     return Graph(tuple(nodes), frozenset(edges), str(*output))
 
 

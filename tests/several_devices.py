@@ -12,15 +12,18 @@ from tests.helpers import assert_close
 from tests.test_tasks import HYPER, problem
 
 
-def four_devices() -> jax.sharding.Mesh:
+def four_devices(kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
     """All of them, as one axis of tasks."""
-    return jax.make_mesh((4,), ("tasks",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((4,), ("tasks",), axis_types=(kind,))
 
 
-def check(count: int) -> None:
-    """`count` tasks on four devices are the same tasks on one."""
-    stacked = stack([problem(seed) for seed in range(count)])
-    one, four = Mean(stacked), Mean(stacked, four_devices())
+def check(count: int, kind: AxisType) -> None:
+    """`count` tasks on four devices are the same tasks on one; the start is shared."""
+    tasks = [problem(seed) for seed in range(count)]
+    weights = range(1, count + 1)
+    one = Mean(tasks, weights=weights)
+    four = Mean(tasks, four_devices(kind), weights=weights)
+    assert any(one.shared)
     pairs = [
         (one.values(HYPER), four.values(HYPER)),
         (jax.grad(one)(HYPER), jax.grad(four)(HYPER)),
@@ -56,7 +59,7 @@ def check_placement() -> None:
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     assert jax.device_count() == 4
-    check(8)
-    check(6)  # not a multiple of the devices
+    check(8, AxisType.Auto)
+    check(6, AxisType.Explicit)  # not a multiple of the devices
     check_placement()
     print("several devices: the same results")  # noqa: T201

@@ -162,6 +162,40 @@ def test_entropic_limit_is_nan_where_no_positive_solution_exists():
     assert bool(jnp.all(jnp.isnan(theory.entropic_limit(X, t, jnp.ones(2)))))
 
 
+BOUNDARY = {
+    "a row of its own": ([[1.0, 0.0], [0.0, 1.0]], [1.0, 0.0]),
+    "mixed rows": ([[1.0, 1.0], [1.0, 2.0]], [1.0, 1.0]),
+    "a zero target": ([[1.0, 1.0, 2.0]], [0.0]),
+    "repeated rows": ([[1.0, 1.0], [1.0, 2.0], [2.0, 4.0]], [1.0, 1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDARY)
+def test_entropic_limit_is_nan_where_the_positive_solution_is_at_the_boundary(name):
+    X, t = (jnp.array(array) for array in BOUNDARY[name])
+    assert bool(jnp.all(jnp.isnan(theory.entropic_limit(X, t, jnp.ones(X.shape[1])))))
+
+
+@pytest.mark.parametrize("least", [1e-3, 1e-9])
+def test_entropic_limit_is_found_near_to_the_boundary(least):
+    X, expected = jnp.array([[1.0, 1.0], [1.0, 2.0]]), jnp.array([1.0, least])
+    found = theory.entropic_limit(X, X @ expected, jnp.ones(2))
+    # The targets carry eps, which is eps / least of the small entry.
+    np.testing.assert_allclose(found, expected, rtol=20 * 2.3e-16 / least)
+    tiny = theory.entropic_limit(jnp.eye(2), jnp.array([1.0, 1e-24]), jnp.ones(2))
+    np.testing.assert_allclose(tiny, [1.0, 1e-24], rtol=1e-3)
+
+
+def test_what_must_be_positive_is_named():
+    X, t, w = jnp.ones((1, 2)), jnp.ones(1), jnp.array([1.0, -1.0])
+    with pytest.raises(ValueError, match=r"w0 = .* must be > 0"):
+        theory.entropic_limit(X, t, w)
+    with pytest.raises(ValueError, match=r"w = .* must be > 0"):
+        theory.entropic_invariant(X, w, jnp.ones(2))
+    with pytest.raises(ValueError, match="1 − momentum"):
+        theory.momentum_limit(X, t, 1.0)
+
+
 def test_a_periodic_run_is_declared_stalled_and_never_converged():
     X, t = jnp.array([[1.0, 2.0]]), jnp.array([3.0])
     found = limit(X, t, optax.sign_sgd(0.375))  # binary: its cycle repeats exactly

@@ -1,5 +1,6 @@
 """Means over tasks: those of the tasks one by one, on one device and on four."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import metalr
 from experiments.meta_learning import pooled
@@ -65,12 +67,151 @@ def test_every_engine_averages_over_tasks(tasks, engine):
         assert_close(found.grad[name], jnp.mean(each), rtol=1e-11)
 
 
-def test_random_engines_pass_as_pytrees(tasks):
-    engine = metalr.EvolutionStrategies(0.01, 4, 0)
-    found = metalr.hypergradient(Mean(stack(tasks)), HYPER, Each(engine))
-    alone = [metalr.hypergradient(task, HYPER, engine) for task in tasks]
-    average = jax.tree.map(lambda *x: sum(x) / 3, *(a.grad for a in alone))
-    assert_close(found.grad, average, rtol=1e-9)
+def alone_with_own_noise(tasks, engine):
+    """What every task gets by itself, with its number folded into the key."""
+    return [
+        metalr.hypergradient(
+            task,
+            HYPER,
+            dataclasses.replace(engine, key=jax.random.fold_in(engine.key, i)),
+        )
+        for i, task in enumerate(tasks)
+    ]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [metalr.EvolutionStrategies(0.01, 4, 0), metalr.PersistentES(0.01, 4, 2, 0)],
+    ids=["EvolutionStrategies", "PersistentES"],
+)
+def test_every_task_has_noise_of_its_own_and_passes_on_its_error(tasks, engine):
+    found = metalr.hypergradient(Mean(tasks), HYPER, Each(engine))
+    alone = alone_with_own_noise(tasks, engine)
+    for name in HYPER:
+        each = jnp.stack([a.grad[name] for a in alone])
+        errors = jnp.stack([a.standard_error[name] for a in alone])
+        assert_close(found.grads[name], each, rtol=1e-9)
+        assert_close(found.standard_error[name], errors, rtol=1e-8)
+        assert_close(found.grad[name], jnp.mean(each), rtol=1e-9)
+    assert_close(found.smoothed, jnp.stack([a.smoothed for a in alone]), rtol=1e-12)
+
+
+def test_noise_over_equal_tasks_averages_out():
+    # F12: the deviation over 64 tasks is that of 64 draws, within four of its errors.
+    loss = lambda p, h, b: 0.5 * p**2
+    task = metalr.Unrolled(loss, optax.sgd, 1.0, steps=4)
+    mean = Mean(jax.tree.map(lambda x: jnp.stack([x] * 64), task))
+    found = metalr.hypergradient(mean, 0.3, Each(metalr.PersistentES(0.05, 1, 1, 0)))
+    draws = metalr.hypergradient(task, 0.3, metalr.PersistentES(0.05, 4096, 1, 7))
+    deviation = draws.standard_error * 4096**0.5
+    assert 0.5 < found.grads.std() / deviation < 1.5
+
+
+def test_measurements_of_the_engine_are_passed_on():
+    def outer(params, hyper):
+        return jnp.sum(params**2)
+
+    def ridge(target):
+        loss = jax.tree_util.Partial(ridge_loss, jnp.asarray(target))
+        return metalr.Unrolled(
+            loss, lambda h: optax.sgd(0.2), jnp.zeros(2), steps=9, outer_loss=outer
+        )
+
+    objectives = [ridge([1.0, 2.0]), ridge([3.0, -1.0])]
+    outers = dataclasses.replace(objectives[1], outer_loss=objectives[0].outer_loss)
+    objectives[1] = dataclasses.replace(outers, optimizer=objectives[0].optimizer)
+    found = metalr.hypergradient(Mean(objectives), 0.5, Each(metalr.Implicit()))
+    alone = [metalr.hypergradient(o, 0.5, metalr.Implicit()) for o in objectives]
+    expected = jnp.stack([a.stationarity for a in alone])
+    assert_close(found.stationarity, expected, rtol=1e-10)
+    assert found.linear_residual.shape == (2,)
+    with pytest.raises(AttributeError):
+        _ = found.standard_error
+
+
+def ridge_loss(target, params, hyper, batch):
+    return jnp.sum((params - target) ** 2) + hyper * jnp.sum(params**2)
+
+
+def make_task(key):
+    """A task of a key: its targets are its own, inputs and start are everyone's."""
+    t = jax.random.normal(key, (4,))
+    return metalr.Unrolled(least_squares(INPUTS, t), optimizer, START, steps=5)
+
+
+INPUTS, START = regression(4, 3)[0], jnp.zeros(3)
+
+
+def test_tasks_made_of_keys_are_the_tasks_made_one_by_one():
+    keys = jax.random.split(jax.random.key(0), 5)
+    mean = Mean.of(make_task, keys)
+    alone = jnp.stack([make_task(key)(HYPER) for key in keys])
+    assert mean.count == 5
+    assert_close(mean.values(HYPER), alone, rtol=1e-12)
+    assert_close(mean.task(3)(HYPER), alone[3], rtol=1e-12)
+    inside = jax.jit(lambda keys: Mean.of(make_task, keys)(HYPER))(keys)
+    assert_close(inside, jnp.mean(alone), rtol=1e-12)
+    weights = jnp.array([1.0, 2.0, 0.0, 4.0, 1.0])
+    weighted = Mean.of(make_task, keys, weights=weights)
+    assert_close(weighted(HYPER), weights @ alone / 8.0, rtol=1e-12)
+
+
+def test_arrays_that_all_tasks_share_are_kept_once(tasks):
+    keys = jax.random.split(jax.random.key(0), 5)
+    mean = Mean.of(make_task, keys)
+    assert any(leaf is INPUTS for leaf in jax.tree.leaves(mean))
+    assert any(leaf is START for leaf in jax.tree.leaves(mean))
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(mean))
+    assert sizes == [3, 12, 5 * 4]
+    # The start of these is equal in value alone: it was made anew for each.
+    assert Mean(tasks).objective.params.shape == (3,)
+    assert_close(Mean(tasks)(HYPER), Mean(stack(tasks))(HYPER), rtol=1e-13)
+    # And the compiled program holds no copies: 8 bytes for each of those numbers.
+    given = jax.jit(lambda mean: mean(HYPER)).lower(mean).compile().memory_analysis()
+    assert given is not None
+    assert given.argument_size_in_bytes == 8 * sum(sizes)
+
+
+def test_weights_are_of_the_mean_and_of_its_hypergradient(tasks):
+    weights = [1, 0, 3]
+    mean = Mean(tasks, weights=weights)
+    first, _, last = [jax.grad(task)(HYPER) for task in tasks]
+    expected = jax.tree.map(lambda a, b: (a + 3 * b) / 4, first, last)
+    assert_close(jax.grad(mean)(HYPER), expected, rtol=1e-12)
+    found = metalr.hypergradient(mean, HYPER, Each(metalr.Forward()))
+    assert_close(found.grad, expected, rtol=1e-12)
+    assert found.grads["rate"].shape == (3,)
+    for wrong in ([1.0, 2.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, jnp.nan, 1.0]):
+        with pytest.raises(ValueError, match="weights"):
+            Mean(tasks, weights=wrong)
+
+
+def test_a_task_of_weight_0_is_left_out_even_if_it_diverged(tasks):
+    far = dataclasses.replace(tasks[1], params=jnp.full(3, jnp.inf))
+    found = metalr.hypergradient(
+        Mean([tasks[0], far], weights=[1.0, 0.0]), HYPER, Each(metalr.Forward())
+    )
+    assert_close(found.grad, jax.grad(tasks[0])(HYPER), rtol=1e-12)
+
+
+def test_what_a_closure_captured_of_its_key_is_refused():
+    def make(key):
+        t = jax.random.normal(key, (3,))
+        loss = lambda w, h, b: jnp.sum((w - t) ** 2)
+        return metalr.Unrolled(loss, optimizer, START, steps=2)
+
+    with pytest.raises(ValueError, match=r"captured an array.*Partial"):
+        Mean.of(make, jax.random.split(jax.random.key(0), 2))(HYPER)
+    with pytest.raises(ValueError, match="keys must lead"):
+        Mean.of(make_task, jax.random.key(0))
+
+
+def test_a_mean_is_checked_like_any_objective(tasks):
+    check = metalr.check_hypergrad(Mean(tasks), HYPER)
+    assert check.verdict == "agrees"
+    engines = [metalr.Reverse(), Each(metalr.Mixed())]
+    check = metalr.check_hypergrad(Mean(tasks), HYPER, engines=engines)
+    assert check.verdict == "agrees"
 
 
 def test_the_rate_learned_for_a_distribution_is_the_optimum_of_the_pooled_spectrum():
@@ -106,7 +247,7 @@ def test_a_single_precision_task_stays_so():
 
 
 def test_tasks_that_differ_in_more_than_arrays_are_refused_by_field(tasks):
-    with pytest.raises(ValueError, match=r"objectives\[1\].steps"):
+    with pytest.raises(ValueError, match=r"objectives\[1\].steps.*per_step"):
         stack([tasks[0], problem(0, steps=6)])
     with pytest.raises(ValueError, match=r"objectives\[1\].optimizer"):
         stack([tasks[0], problem(0, optax.sgd)])
@@ -133,12 +274,14 @@ def test_tasks_that_differ_in_more_than_arrays_are_refused_by_field(tasks):
         Mean(stack(tasks), mesh)
 
 
-def test_one_device_with_a_mesh_is_one_device_without(tasks):
-    mesh = jax.make_mesh((1,), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = Mean(stack(tasks), mesh)
-    np.testing.assert_array_equal(
-        spread.values(HYPER), Mean(stack(tasks)).values(HYPER)
-    )
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_one_device_with_a_mesh_is_one_device_without(tasks, kind):
+    mesh = jax.make_mesh((1,), ("tasks",), axis_types=(kind,))
+    spread, mean = Mean(tasks, mesh), Mean(tasks)
+    np.testing.assert_array_equal(spread.values(HYPER), mean.values(HYPER))
+    engine = Each(metalr.Reverse(checkpoints=2))
+    found = metalr.hypergradient(spread, HYPER, engine)
+    assert_close(found.grad, metalr.hypergradient(mean, HYPER, engine).grad, rtol=1e-12)
 
 
 @pytest.mark.slow

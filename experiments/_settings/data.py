@@ -2,8 +2,9 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,8 @@ RegressionData = Annotated[
 ]
 """`data:` of a config; `kind` says which, bundled by default."""
 
+Data: TypeAlias = BundledData | CsvData | SpectrumData
+
 
 class Regression(NamedTuple):
     """A regression problem, and how it was made."""
@@ -75,10 +78,16 @@ class Regression(NamedTuple):
     description: dict[str, Any]  # name, sizes, and the standardization that was applied
 
 
-def load_regression(
-    data: BundledData | CsvData | SpectrumData, *, seed: int, dtype: str
-) -> Regression:
-    """Read, subsample and (where asked) standardize.
+class Host(NamedTuple):
+    """A regression problem in float64 on the host, before anything was rounded."""
+
+    X: np.ndarray
+    t: np.ndarray
+    description: dict[str, Any]
+
+
+def load_regression(data: Data, *, seed: int, dtype: str) -> Regression:
+    """Read, subsample and (where asked) standardize; the cast to `dtype` comes last.
 
     Args:
         data: the validated `data:` section of a config.
@@ -88,8 +97,18 @@ def load_regression(
     Raises:
         ConfigError: if the data cannot be a regression, saying why.
     """
+    X, t, description = on_host(data, seed=seed)
+    return Regression(jnp.asarray(X, dtype), jnp.asarray(t, dtype), description)
+
+
+def on_host(data: Data, *, seed: int) -> Host:
+    """`load_regression` before the cast: in float32, time stamps may all be equal.
+
+    Raises:
+        ConfigError: if the data cannot be a regression, saying why.
+    """
     if isinstance(data, SpectrumData):
-        return _spectrum(data, seed, dtype)
+        return _spectrum(data, seed)
     if isinstance(data, CsvData):
         name, columns, X, t = data.path, *_read_csv(data)
     else:
@@ -108,20 +127,29 @@ def load_regression(
         raise ConfigError(msg)
     description: dict[str, Any] = {"name": name, "n": X.shape[0], "d": X.shape[1]}
     description["standardized"] = data.standardize
-    X, t = jnp.asarray(X, dtype), jnp.asarray(t, dtype)
     if data.standardize:
-        X, map_X = regression.standardize(X)
-        t2, map_t = regression.standardize(t[:, None])
-        t = t2[:, 0]
-        description["columns"] = [
-            {"name": column, "mean": float(mean), "scale": float(scale)}
-            for column, mean, scale in zip(columns, *map_X, strict=True)
-        ]
-        description["target"] = {
-            "mean": float(map_t.mean[0]),
-            "scale": float(map_t.scale[0]),
-        }
-    return Regression(X, t, description)
+        map_X, map_t = regression.columns(X), regression.columns(t[:, None])
+        X, t = map_X.on_host(X), map_t.on_host(t[:, None])[:, 0]
+        description |= _standardization(columns, map_X, map_t)
+    return Host(X, t, description)
+
+
+def _standardization(
+    columns: Sequence[str],
+    map_X: regression.Standardization,
+    map_t: regression.Standardization,
+) -> dict[str, Any]:
+    """What was done to each column, and which ones held nothing and are zeros now."""
+    return {
+        "columns": [
+            {"name": name, "mean": float(mean), "scale": float(scale)}
+            for name, mean, scale in zip(columns, map_X.mean, map_X.scale, strict=True)
+        ],
+        "constant_columns": [
+            name for name, gone in zip(columns, map_X.constant, strict=True) if gone
+        ],
+        "target": {"mean": float(map_t.mean[0]), "scale": float(map_t.scale[0])},
+    }
 
 
 def _bundled(data: BundledData) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -145,7 +173,7 @@ def _bundled(data: BundledData) -> tuple[list[str], np.ndarray, np.ndarray]:
     return list(bunch.feature_names), np.asarray(bunch.data, float), t
 
 
-def _spectrum(data: SpectrumData, seed: int, dtype: str) -> Regression:
+def _spectrum(data: SpectrumData, seed: int) -> Host:
     try:
         X, t = regression.with_spectrum(
             jax.random.key(seed),
@@ -165,7 +193,7 @@ def _spectrum(data: SpectrumData, seed: int, dtype: str) -> Regression:
         "d": X.shape[1],
         "standardized": False,
     }
-    return Regression(X.astype(dtype), t.astype(dtype), description)
+    return Host(np.asarray(X), np.asarray(t), description)
 
 
 def _read_csv(data: CsvData) -> tuple[list[str], np.ndarray, np.ndarray]:

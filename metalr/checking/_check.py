@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from jaxtyping import Array
 
 from .._checks import float_leaves, positive_int
@@ -13,8 +12,10 @@ from .._types import Hyper, Objective
 from ..hypergrad import Engine
 from ..hypergrad.hypergradient import as_pytree
 from ..profiling import parse_bytes
-from ._compare import Comparison
+from ._compare import Problem, compare
+from ._differences import epsilon
 from ._engines import default_engines
+from ._precision import limited, most_precise
 from ._verdict import Check, HypergradientError, complaint
 
 
@@ -38,25 +39,29 @@ def check_hypergrad(
       is a row that says why;
     - *finite differences* of the value: central, at steps from 1/8 of each number down
       to √eps in powers of 4, extrapolated to h = 0 (Ridders), with an error estimate
-      that is the tolerance; in float64 if JAX's x64 is on, else in the dtype of the
-      run. Up to 6 numbers are varied one by one; more along `random_directions` random
-      directions and one for each leaf, drawn from `key`. One-sided differences that
-      disagree (a kink), and estimates too uncertain to tell (chaos), are
-      "inconclusive";
+      that is the tolerance; in the widest dtype JAX has, and as coarse as the coarsest
+      float dtype between hyper and the value (a cast in the loss, an optimizer's
+      `mu_dtype`), read off the traced program. Up to 6 numbers are varied one by one;
+      more along `random_directions` random directions and one for each leaf, drawn
+      from `key`. One-sided differences that disagree (a kink), and estimates too
+      uncertain to tell (chaos), are "inconclusive";
     - the *closed form*, where the traced problem is recognized: exact rational
       arithmetic (sums, products; up to 50 steps and 6 numbers), or
       `metalr.theory.Quadratic`;
-    - the *inner gradient* of the first step against differences of the inner loss: a
-      wrong derivative rule there changes the run itself, and all engines agree on it.
+    - the *inner gradient* of each step, on its batch, against differences of the inner
+      loss: a wrong derivative rule there changes the run itself, and all engines agree
+      on it. Of more than 256 steps the first, the last and random ones between are
+      looked at; the row says how many.
 
     The reference is the closed form, else the first engine that differences confirm (in
-    float64, if the run is in lower precision and x64 is on). Where a low-precision
-    engine is off by more than `rtol` but its float64 run is not, or in chaos its run
-    ends at another value, the row says "rounding". Gradients may differ by `rtol` of
-    the largest entry of each leaf, plus 100 roundings of the value.
+    the widest dtype: float64, or float32 where x64 is off). Where a low-precision
+    engine is off by more than `rtol` but its run in the widest dtype is not, or in
+    chaos its run ends at another value, the row says "rounding". Gradients may differ
+    by `rtol` of the largest entry of each leaf, plus 100 roundings of the value.
+    Where hyper or the value is inf or nan, the verdict is "not finite" and says which.
 
-    Cost: two runs of each engine and its compilation, and 25 runs (float64; 11 in
-    float32) for each number or direction. Not to be traced.
+    Cost: two runs of each engine and its compilation, 25 runs (float64; 11 in float32)
+    for each number or direction, and about 9 for the inner gradients. Not to be traced.
 
     Args:
         objective: an `Unrolled`, or any traceable scalar function (then only `Reverse`
@@ -66,7 +71,8 @@ def check_hypergrad(
             √(2T) checkpoints, `Forward` (in chunks of 16; up to 64 numbers), `Mixed()`,
             `Reversible()`. Biased ones (`Truncated`, `Implicit`, estimators) are shown
             when asked for, and not judged.
-        rtol: agreement asked of the engines; √eps of the run's dtype by default.
+        rtol: agreement asked; √eps by default: of the dtype that limits the run for
+            the engines, of the widest for what is computed in that.
         raise_on_mismatch: raise `HypergradientError` unless the verdict is "agrees" or
             "inconclusive".
         memory_limit: bytes, or such as "2GiB": an engine whose program needs more is
@@ -98,17 +104,24 @@ def check_hypergrad(
     positive_int(random_directions, "random_directions")
     limit = math.inf if memory_limit is None else float(parse_bytes(memory_limit))
     key = jax.random.key(0) if key is None else key
-    dtype = np.dtype(jax.eval_shape(objective, hyper).dtype)
-    rtol = math.sqrt(float(np.finfo(dtype).eps)) if rtol is None else rtol
-    if not rtol > 0.0:
+    if rtol is not None and not rtol > 0.0:
         msg = f"rtol = {rtol} must be positive"
         raise ValueError(msg)
     chosen = default_engines(objective, hyper) if engines is None else list(engines)
     if not chosen:
         msg = "engines is empty: leave it out, or pass at least one engine"
         raise ValueError(msg)
-    check = Comparison(objective, hyper, dtype, rtol, limit=limit, key=key)
-    result = check.run(chosen, random_directions)
+    own, precise = limited(objective, hyper), most_precise(objective, hyper)
+    problem = Problem(
+        own,
+        precise,
+        value=float(jax.jit(objective)(hyper)),
+        rtol=rtol or math.sqrt(epsilon(own.dtype)),
+        fine_rtol=rtol or math.sqrt(epsilon(precise.dtype)),
+        limit=limit,
+        key=key,
+    )
+    result = compare(problem, chosen, random_directions)
     if raise_on_mismatch and result.verdict in ("differs", "not finite"):
         raise HypergradientError(complaint(result))
     return result

@@ -1,28 +1,24 @@
-"""One check: every way to the hypergradient is tried, then judged."""
+"""One check: every way to the hypergradient is tried, then judged in one pass."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._types import Hyper, Objective
+from .._types import Hyper
 from ..hypergrad import Engine
 from ..runs.unrolled import Unrolled
-from ._closed import closed_form
-from ._differences import Slope, ladder
-from ._directions import (
-    Direction,
-    along_product,
-    differences,
-    directions,
-    inner_gradient,
-)
-from ._engines import in_float64, is_exact, measure
+from ._closed import Closed, closed_form
+from ._differences import Slope, epsilon, ladder
+from ._directions import Direction, along_product, differences, directions
+from ._engines import measure
+from ._inner import inner_slopes
+from ._precision import Precise
 from ._rows import Row, deviation, finite
-from ._verdict import Check, conclude, nothing_finite
+from ._verdict import Check, conclude, nothing_finite, run_not_finite
 
 _CONCLUSIVE = 1e-2
 """Relative error above which differences tell nothing."""
@@ -31,191 +27,219 @@ _FLOOR = 100.0
 """Roundings of the value that any derivative may be off by, absolutely."""
 
 
-class Comparison:
-    """One check: what is compared, and how closely."""
+class Problem(NamedTuple):
+    """What is compared, and how closely."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        hyper: Hyper,
-        dtype: np.dtype,
-        rtol: float,
-        *,
-        limit: float,
-        key: Array,
-    ) -> None:
-        self.objective, self.hyper, self.dtype = objective, hyper, dtype
-        self.rtol, self.limit, self.key = rtol, limit, key
-        self.x64 = bool(jax.config.read("jax_enable_x64"))
-        self.low = self.x64 and dtype != np.dtype("float64")
-        self.precise = in_float64(objective, hyper) if self.x64 else (objective, hyper)
+    own: Precise  # as the user has it
+    precise: Precise  # in the widest dtype; `own` where that gains nothing
+    value: float
+    rtol: float
+    fine_rtol: float  # of what is computed in the widest dtype
+    limit: float  # bytes
+    key: Array
 
-    def run(self, engines: list[Engine], random_directions: int) -> Check:
-        rows = [
-            measure(self.objective, self.hyper, engine, self.limit)
-            for engine in engines
-        ]
-        along = directions(self.hyper, self.key, random_directions)
-        slopes = differences(*self.precise, along)
-        closed = closed_form(self.objective, self.hyper)
-        higher = self._in_float64(engines, rows) if self.low else None
-        reference = self._reference(rows, higher, closed, along, slopes)
-        if reference is None:
-            return nothing_finite(tuple(rows))
-        grad = rows[reference].grad if isinstance(reference, int) else reference.grad
-        floor, fine = self._floor(self.dtype), self._floor(self._precise_dtype())
-        judged = [
-            self._judged(row, engine, grad, floor, i == reference)
-            for i, (row, engine) in enumerate(zip(rows, engines, strict=True))
-        ]
-        if higher is not None:
-            judged.append(self._other(higher, grad, fine, higher is reference))
-        if closed is not None:
-            row = Row("closed form", grad=closed.grad, reason=closed.how)
-            judged.append(row._replace(status="reference", difference=0.0))
-        judged.append(self._differences_row(grad, along, slopes, fine))
-        if judged[-1].status == "inconclusive":
-            judged = [self._own_run(row, judged) for row in judged]
-        if isinstance(self.objective, Unrolled) and self.objective.steps > 0:
-            judged.append(self._inner_row())
-        return conclude(grad, tuple(judged), self.dtype, self.low)
+    @property
+    def low(self) -> bool:
+        """Whether a wider dtype can tell rounding from mistakes."""
+        return self.precise.dtype != self.own.dtype
 
-    def _own_run(self, row: Row, rows: list[Row]) -> Row:
-        """Not wrong, but of another run: rounding took it to another value."""
-        values = [
-            r.value for r in rows if r.status == "reference" and r.value is not None
-        ]
-        if row.status != "differs" or row.value is None or not values:
-            return row
-        value = values[0]
-        apart = abs(row.value - value) > self.rtol * max(abs(value), abs(row.value))
-        reason = f"its run ends at {row.value:.6g}, the reference's at {value:.6g}"
-        return row._replace(status="rounding", reason=reason) if apart else row
 
-    def _precise_dtype(self) -> np.dtype:
-        """Of the differences, which are taken in float64 where JAX has it."""
-        return np.dtype(jax.eval_shape(*self.precise).dtype)
+class Candidate(NamedTuple):
+    """A gradient that may be the reference, and how it is obtained."""
 
-    def _floor(self, dtype: np.dtype) -> Hyper:
-        value = abs(float(self.objective(self.hyper)))
-        eps = float(np.finfo(dtype).eps)
+    row: Row
+    engine: Engine | None = None
 
-        def least(leaf: Array) -> float:
-            size = float(jnp.max(jnp.abs(leaf))) or 1.0
-            return _FLOOR * eps * (value if math.isfinite(value) else 0.0) / size
 
-        return jax.tree.map(least, self.hyper)
+def compare(problem: Problem, engines: list[Engine], random_directions: int) -> Check:
+    """Measure, choose the reference, judge every row against it."""
+    candidates = _measured(problem, engines)
+    if not math.isfinite(problem.value):
+        return run_not_finite(problem.own.hyper, problem.value, _rows(candidates))
+    candidates += _wider_engine(problem, candidates) + _closed(problem)
+    along = directions(problem.own.hyper, problem.key, random_directions)
+    slopes = differences(problem.precise, along)
+    reference = _reference(candidates, along, slopes, problem.fine_rtol)
+    if reference is None:
+        return nothing_finite(_rows(candidates))
+    grad = reference.row.grad
+    rows = [_judged(problem, c, reference) for c in candidates]
+    by_differences = _differences_row(problem, grad, along, slopes)
+    if by_differences.status == "inconclusive":
+        value = reference.row.value
+        rows = [_own_run(row, value, problem.rtol) for row in rows]
+    rows = [*rows, by_differences, *_inner_row(problem)]
+    wider = problem.precise.dtype if problem.low else None
+    return conclude(grad, tuple(rows), problem.own.dtype, wider=wider, x64=_has_x64())
 
-    def _in_float64(self, engines: list[Engine], rows: list[Row]) -> Row | None:
-        usable = [
-            e
-            for e, r in zip(engines, rows, strict=True)
-            if not r.reason and is_exact(e, r)
-        ]
-        if not usable:
-            return None
-        row = measure(*self.precise, usable[0], self.limit)
-        return row._replace(name=f"{row.name} in float64")
 
-    def _reference(
-        self, rows: list[Row], higher: Row | None, closed: Any, along: Any, slopes: Any
-    ) -> Any:
-        """The closed form, else a row that differences confirm, else any finite one."""
-        if closed is not None:
-            return closed
-        ranked: list[tuple[Any, Hyper]] = []
-        if higher is not None and finite(higher.grad):
-            ranked.append((higher, higher.grad))
-        ranked += [
-            (i, row.grad)
-            for i, row in enumerate(rows)
-            if row.status == "agrees" and finite(row.grad)
-        ]
-        for candidate, grad in ranked:
-            if _worst(grad, along, slopes, self.rtol)[0] <= 1.0:
-                return candidate
-        return ranked[0][0] if ranked else None
+def _measured(problem: Problem, engines: list[Engine]) -> list[Candidate]:
+    objective, hyper, _ = problem.own
+    return [Candidate(measure(objective, hyper, e, problem.limit), e) for e in engines]
 
-    def _judged(
-        self, row: Row, engine: Engine, grad: Hyper, floor: Hyper, chosen: bool
-    ) -> Row:
-        if row.grad is None:
-            return row
-        row = self._other(row, grad, floor, chosen)
-        if row.status != "differs" or not self.low:
-            return row
-        precise = measure(*self.precise, engine, self.limit)
-        if precise.grad is None or not finite(precise.grad):
-            return row
-        again = self._other(precise, grad, floor, chosen=False)
-        reason = f"in float64 it agrees: {self.dtype} limits the agreement"
-        agrees = again.status == "agrees"
-        return row._replace(status="rounding", reason=reason) if agrees else row
 
-    def _other(self, row: Row, grad: Hyper, floor: Hyper, chosen: bool) -> Row:
-        if row.grad is None:
-            return row
-        found = deviation(row.grad, grad, rtol=self.rtol, floor=floor)
-        row = row._replace(**found._asdict())
-        if not finite(row.grad):
-            return row._replace(status="not finite")
-        if row.status == "biased":
-            return row._replace(tolerance=None)
-        if chosen:
-            return row._replace(status="reference")
-        return row._replace(status="agrees" if found.within else "differs")
+def _wider_engine(problem: Problem, candidates: list[Candidate]) -> list[Candidate]:
+    """The first engine that is right by its nature, again in the widest dtype."""
+    exact = [c.engine for c in candidates if c.row.status == "agrees"]
+    if not problem.low or not exact or exact[0] is None:
+        return []
+    objective, hyper, dtype = problem.precise
+    row = measure(objective, hyper, exact[0], problem.limit)
+    return [Candidate(row._replace(name=f"{row.name} in {dtype}", role="wider engine"))]
 
-    def _differences_row(
-        self, grad: Hyper, along: list[Direction], slopes: list[Slope], floor: Hyper
-    ) -> Row:
-        ratio, worst = _worst(grad, along, slopes, self.rtol)
-        slope, direction = slopes[worst], along[worst]
-        product = along_product(grad, direction.tangent)
-        least = along_product(floor, jax.tree.map(np.abs, direction.tangent))
-        size = max(abs(product), abs(slope.value), least)
-        reason = _settings(self._precise_dtype(), along)
-        size = size or 1.0
-        difference = abs(slope.value - product) / size
-        tolerance = self.rtol + (slope.error + least) / size
-        row = Row(
-            "finite differences",
-            grad=_by_coordinate(slopes, along, self.hyper),
-            difference=difference,
-            tolerance=tolerance,
-            leaf=direction.name,
-            reason=reason,
+
+def _closed(problem: Problem) -> list[Candidate]:
+    objective, hyper, _ = problem.precise
+    try:
+        closed: Closed | None = closed_form(objective, hyper)
+    except Exception:  # noqa: BLE001 (an attempt: a program that it can't read has none)
+        closed = None
+    if closed is None:
+        return []
+    row = Row("closed form", grad=closed.grad, reason=closed.how, role="closed form")
+    return [Candidate(row._replace(status="agrees"))]
+
+
+_PREFERRED = ("closed form", "wider engine", "engine")
+
+
+def _reference(
+    candidates: list[Candidate],
+    along: list[Direction],
+    slopes: list[Slope],
+    rtol: float,
+) -> Candidate | None:
+    """The closed form, else the first that differences confirm, else any finite one."""
+    usable = [c for c in candidates if c.row.status == "agrees" and finite(c.row.grad)]
+    ranked = sorted(usable, key=lambda c: _PREFERRED.index(c.row.role))
+    for candidate in ranked:
+        confirmed = _worst(candidate.row.grad, along, slopes, rtol)[0] <= 1.0
+        if confirmed or candidate.row.role == "closed form":
+            return candidate
+    return ranked[0] if ranked else None
+
+
+def _judged(problem: Problem, candidate: Candidate, reference: Candidate) -> Row:
+    row, grad = candidate.row, reference.row.grad
+    if row.grad is None:
+        return row
+    own = row.role == "engine"
+    dtype = problem.own.dtype if own else problem.precise.dtype
+    rtol = problem.rtol if own else problem.fine_rtol
+    row = _compared(row, grad, rtol, _floor(problem, dtype))
+    if candidate is reference:
+        return row._replace(status="reference")
+    if row.status != "differs" or candidate.engine is None or not problem.low:
+        return row
+    objective, hyper, wider = problem.precise
+    again = measure(objective, hyper, candidate.engine, problem.limit)
+    if again.grad is None:
+        return row
+    again = _compared(again, grad, problem.fine_rtol, _floor(problem, wider))
+    reason = f"in {wider} it agrees: {problem.own.dtype} limits the agreement"
+    agrees = again.status == "agrees"
+    return row._replace(status="rounding", reason=reason) if agrees else row
+
+
+def _compared(row: Row, grad: Hyper, rtol: float, floor: Hyper) -> Row:
+    """With the deviation, and the status that follows."""
+    found = deviation(row.grad, grad, rtol=rtol, floor=floor)
+    row = row._replace(**found._asdict())
+    if not finite(row.grad):
+        return row._replace(status="not finite")
+    if row.status == "biased":
+        return row._replace(tolerance=None)
+    return row._replace(status="agrees" if found.within else "differs")
+
+
+def _own_run(row: Row, value: float | None, rtol: float) -> Row:
+    """Not wrong, but of another run: rounding took it to another value."""
+    if row.status != "differs" or row.value is None or value is None:
+        return row
+    apart = abs(row.value - value) > rtol * max(abs(value), abs(row.value))
+    reason = f"its run ends at {row.value:.6g}, the reference's at {value:.6g}"
+    return row._replace(status="rounding", reason=reason) if apart else row
+
+
+def _floor(problem: Problem, dtype: np.dtype) -> Hyper:
+    """An absolute error for each leaf: so many roundings of the value."""
+    eps = epsilon(dtype)
+    roundings = min(_FLOOR * eps, math.sqrt(eps))  # in bfloat16 a hundred is all
+
+    def least(leaf: Array) -> float:
+        return roundings * abs(problem.value) / (float(jnp.max(jnp.abs(leaf))) or 1.0)
+
+    return jax.tree.map(least, problem.own.hyper)
+
+
+def _differences_row(
+    problem: Problem, grad: Hyper, along: list[Direction], slopes: list[Slope]
+) -> Row:
+    rtol, dtype = problem.fine_rtol, problem.precise.dtype
+    ratio, worst = _worst(grad, along, slopes, rtol)
+    slope, direction = slopes[worst], along[worst]
+    product = along_product(grad, direction.tangent)
+    floor = _floor(problem, dtype)
+    least = along_product(floor, jax.tree.map(np.abs, direction.tangent))
+    size = max(abs(product), abs(slope.value), least) or 1.0
+    difference = abs(slope.value - product) / size
+    tolerance = rtol + (slope.error + least) / size
+    reason = _settings(dtype, along)
+    row = Row(
+        "finite differences",
+        grad=_by_coordinate(slopes, along, problem.own.hyper),
+        difference=difference,
+        tolerance=tolerance,
+        leaf=direction.name,
+        reason=reason,
+        role="differences",
+    )
+    doubtful = [i for i, s in enumerate(slopes) if not _is_conclusive(s, least)]
+    if doubtful:
+        first = slopes[doubtful[0]]
+        why = (
+            f"one-sided differences are {first.jump:.2g} apart (a kink)"
+            if first.kink
+            else f"their error estimate is {first.error:.2g}, as for a chaotic run"
         )
-        doubtful = [i for i, s in enumerate(slopes) if not _is_conclusive(s, least)]
-        if doubtful:
-            first = slopes[doubtful[0]]
-            why = (
-                f"one-sided differences are {first.jump:.2g} apart (a kink)"
-                if first.kink
-                else f"their error estimate is {first.error:.2g}, as for a chaotic run"
-            )
-            reason = f"along {along[doubtful[0]].name} {why}; {reason}"
-            return row._replace(status="inconclusive", reason=reason)
-        agrees = ratio <= 1.0 or difference <= tolerance
-        return row._replace(status="agrees" if agrees else "differs")
+        reason = f"along {along[doubtful[0]].name} {why}; {reason}"
+        return row._replace(status="inconclusive", reason=reason)
+    agrees = ratio <= 1.0 or difference <= tolerance
+    return row._replace(status="agrees" if agrees else "differs")
 
-    def _inner_row(self) -> Row:
-        objective, hyper = self.precise
-        assert isinstance(objective, Unrolled)
-        product, slope = inner_gradient(objective, hyper, self.key)
-        size = max(abs(product), abs(slope.value)) or 1.0
-        difference = abs(product - slope.value) / size
-        tolerance = self.rtol + slope.error / size
-        row = Row(
-            "inner gradient",
-            difference=difference,
-            tolerance=tolerance,
-            leaf="params",
-            reason="of step 0, against finite differences of the inner loss",
-        )
-        if not _is_conclusive(slope, 0.0):
-            return row
-        agrees = difference <= tolerance
-        return row._replace(status="agrees" if agrees else "differs")
+
+def _inner_row(problem: Problem) -> list[Row]:
+    """The inner gradient of each step, against differences of its loss; the worst."""
+    objective, _, dtype = problem.precise
+    if not isinstance(objective, Unrolled) or objective.steps == 0:
+        return []
+    seen = inner_slopes(problem.precise, problem.key)
+    found = seen.slopes
+    least = _FLOOR * epsilon(dtype) * np.abs(seen.losses)
+    size = np.maximum(np.abs(seen.products), np.abs(found.value))
+    with np.errstate(all="ignore"):
+        allowed = problem.fine_rtol * size + found.error + least
+        error = np.abs(seen.products - found.value)
+        told = ~found.kink & (found.error <= _CONCLUSIVE * np.abs(found.value) + least)
+        told &= np.isfinite(seen.products)
+        ratio = np.where(told & (allowed > 0.0), error / allowed, 0.0)
+    worst = int(np.argmax(ratio))
+    scale = float(size[worst]) or 1.0
+    of = "all" if seen.steps.size == objective.steps else f"{seen.steps.size} of the"
+    row = Row(
+        "inner gradient",
+        difference=float(error[worst]) / scale,
+        tolerance=float(allowed[worst]) / scale,
+        leaf=f"params at step {seen.steps[worst]}",
+        reason=(
+            f"of {of} {objective.steps} steps, each on its batch, against finite "
+            f"differences of the inner loss; {int(told.sum())} of them conclusive"
+        ),
+        role="inner gradient",
+    )
+    if not told.any():
+        return [row]
+    return [row._replace(status="agrees" if ratio[worst] <= 1.0 else "differs")]
 
 
 def _settings(dtype: np.dtype, along: list[Direction]) -> str:
@@ -257,3 +281,11 @@ def _by_coordinate(
     return jax.tree.map(
         lambda h: np.array([next(flat) for _ in range(h.size)]).reshape(h.shape), hyper
     )
+
+
+def _rows(candidates: list[Candidate]) -> tuple[Row, ...]:
+    return tuple(candidate.row for candidate in candidates)
+
+
+def _has_x64() -> bool:
+    return jnp.result_type(float) == np.dtype("float64")

@@ -7,9 +7,10 @@ tells where a derivative can't be had by differences: chaos, noise, kinks.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 _FIRST = 0.125
@@ -20,82 +21,62 @@ _FACTOR = 4.0
 _SAFETY = 4.0
 """Times the estimate: the error that is claimed."""
 
+_FEWEST = 4
+"""Steps, where a coarse dtype would leave less to compare."""
+
 
 class Slope(NamedTuple):
-    """A derivative by differences, and how far it can be trusted."""
+    """A derivative by differences, and how far it can be trusted; numbers or arrays."""
 
-    value: float
-    error: float  # that of the extrapolation, and the jump
-    step: float  # of the entry that was taken
-    jump: float  # difference of the one-sided derivatives
-    kink: bool  # the jump is not rounding: there is no derivative
+    value: Any
+    error: Any  # that of the extrapolation, and the jump
+    step: Any  # of the entry that was taken
+    jump: Any  # difference of the one-sided derivatives
+    kink: Any  # the jump is not rounding: there is no derivative
+
+    def at(self, index: int) -> "Slope":
+        """One of several, in Python numbers."""
+        return Slope(*(field[index].item() for field in self))
 
 
 def ladder(dtype: np.dtype) -> np.ndarray:
     """Steps relative to the scale, from 1/8 down to the square root of eps."""
-    smallest = math.sqrt(float(np.finfo(dtype).eps))
+    smallest = math.sqrt(epsilon(dtype))
     count = 1 + math.floor(math.log(_FIRST / smallest, _FACTOR))
-    return _FIRST * _FACTOR ** -np.arange(count)
+    return _FIRST * _FACTOR ** -np.arange(max(count, _FEWEST))
 
 
-def slope(
-    middle: float,
-    up: Sequence[float] | np.ndarray,
-    down: Sequence[float] | np.ndarray,
-    steps: np.ndarray,
-    eps: float,
-) -> Slope:
-    """From f(x), and f(x ± h) for each step."""
-    up, down = np.asarray(up, np.float64), np.asarray(down, np.float64)
-    with np.errstate(all="ignore"):
-        central = (up - down) / (2.0 * steps)
-        size = np.maximum(np.abs(up), np.abs(down))
-        rounding = eps * np.maximum(size, abs(middle)) / steps
-        value, error, step = _extrapolated(central, rounding, steps)
-        jump, jump_error, kink = _jump(middle, up, down, steps, rounding)
-    kink &= jump > 40.0 * jump_error and jump > eps**0.25 * abs(value)
-    return Slope(value, _SAFETY * error + jump, step, jump, kink)
+def epsilon(dtype: np.dtype) -> float:
+    """Of any float dtype, bfloat16 too."""
+    return float(jnp.finfo(dtype).eps)
 
 
-def _extrapolated(
-    central: np.ndarray, rounding: np.ndarray, steps: np.ndarray
-) -> tuple[float, float, float]:
-    """The entry of Neville's tableau with the least error estimate."""
-    best = (math.nan, math.inf, math.nan)
-    column = central
-    for order in range(1, central.size):
-        power = _FACTOR ** (2 * order)
-        following = (power * column[1:] - column[:-1]) / (power - 1.0)
-        for k, entry in enumerate(following):
-            error = max(abs(entry - column[k]), abs(entry - column[k + 1]))
-            error += rounding[k + order]
-            if math.isfinite(error) and error < best[1]:
-                best = (float(entry), float(error), float(steps[k + order]))
-        column = following
-    return best
+def shifts(dtype: np.dtype) -> np.ndarray:
+    """Where `slopes` wants the values: 0, the ladder, and minus the ladder."""
+    steps = ladder(dtype)
+    return np.concatenate([[0.0], steps, -steps])
 
 
-def _jump(
-    middle: float,
-    up: np.ndarray,
-    down: np.ndarray,
-    steps: np.ndarray,
-    rounding: np.ndarray,
-) -> tuple[float, float, bool]:
-    """The limit of (f(x+h) − 2f(x) + f(x−h))/h, 0 where f is smooth, and its rounding.
+def slopes(values: np.ndarray, dtype: np.dtype) -> Slope:
+    """Derivatives at 0 of functions of a number.
 
-    Last, whether most steps give the same one, as at a kink and not in chaos.
+    Args:
+        values: (number of `shifts`, n), of n functions at the shifts.
+        dtype: that they compute in.
     """
-    bends = (up - 2.0 * middle + down) / steps
-    limits = np.abs(_FACTOR * bends[1:] - bends[:-1]) / (_FACTOR - 1.0)
-    errors = 4.0 * rounding[1:]
-    usable = np.flatnonzero(np.isfinite(limits))
-    if usable.size == 0:
-        return math.nan, math.inf, False
-    least = usable[np.argmin(np.maximum(limits, errors)[usable])]
-    jump = float(limits[least])
-    same = np.abs(limits[usable] - jump) <= 0.1 * jump
-    return jump, float(errors[least]), bool(np.mean(same) >= 0.5)
+    steps = ladder(dtype)
+    eps = epsilon(dtype)
+    values = np.asarray(values, np.float64)
+    middle, up, down = values[0], values[1 : steps.size + 1], values[steps.size + 1 :]
+    h = steps[:, None]
+    with np.errstate(all="ignore"):
+        central = (up - down) / (2.0 * h)
+        size = np.maximum(np.maximum(np.abs(up), np.abs(down)), np.abs(middle))
+        rounding = eps * size / h
+        value, error, step = _extrapolated(central, rounding, steps)
+        jump, jump_error, kink = _jump(middle, up, down, h, rounding)
+        kink &= (jump > 40.0 * jump_error) & (jump > eps**0.25 * np.abs(value))
+        return Slope(value, _SAFETY * error + jump, step, jump, kink)
 
 
 def differentiate(
@@ -108,10 +89,56 @@ def differentiate(
         scale: the size of what is shifted.
         dtype: that the function computes in.
     """
-    steps = scale * ladder(dtype)
-    values = function(np.concatenate([[0.0], steps, -steps]))
-    count = steps.size
-    eps = float(np.finfo(dtype).eps)
-    return slope(
-        float(values[0]), values[1 : count + 1], values[count + 1 :], steps, eps
+    values = np.asarray(function(scale * shifts(dtype)), np.float64)
+    found = slopes(values[:, None], dtype).at(0)
+    return Slope(
+        found.value / scale,
+        found.error / scale,
+        found.step * scale,
+        found.jump / scale,
+        found.kink,
     )
+
+
+def _extrapolated(
+    central: np.ndarray, rounding: np.ndarray, steps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The entry of Neville's tableau with the least error estimate."""
+    value, step = np.full((2, central.shape[1]), np.nan)
+    least = np.full(central.shape[1], np.inf)
+    column = central
+    for order in range(1, len(central)):
+        power = _FACTOR ** (2 * order)
+        following = (power * column[1:] - column[:-1]) / (power - 1.0)
+        for k, entry in enumerate(following):
+            error = np.maximum(np.abs(entry - column[k]), np.abs(entry - column[k + 1]))
+            error = error + rounding[k + order]
+            better = error < least  # nan is not
+            value = np.where(better, entry, value)
+            least = np.where(better, error, least)
+            step = np.where(better, steps[k + order], step)
+        column = following
+    return value, least, step
+
+
+def _jump(
+    middle: np.ndarray,
+    up: np.ndarray,
+    down: np.ndarray,
+    steps: np.ndarray,
+    rounding: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The limit of (f(x+h) − 2f(x) + f(x−h))/h, 0 where f is smooth, and its rounding.
+
+    Last, whether most steps give the same one, as at a kink and not in chaos.
+    """
+    bends = (up - 2.0 * middle + down) / steps
+    limits = np.abs(_FACTOR * bends[1:] - bends[:-1]) / (_FACTOR - 1.0)
+    errors = 4.0 * rounding[1:]
+    usable = np.isfinite(limits)
+    least = np.argmin(np.where(usable, np.maximum(limits, errors), np.inf), axis=0)
+    pick = lambda x: np.take_along_axis(x, least[None], axis=0)[0]
+    jump = np.where(usable.any(axis=0), pick(limits), np.nan)
+    error = np.where(usable.any(axis=0), pick(errors), np.inf)
+    same = usable & (np.abs(limits - jump) <= 0.1 * jump)
+    return jump, error, same.sum(axis=0) >= 0.5 * np.maximum(usable.sum(axis=0), 1)

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from .._checks import path_name
-from .._types import Hyper, Objective
+from .._types import Hyper
 from ..hypergrad.hypergradient import as_pytree
-from ..runs.unrolled import Unrolled
 from ._differences import Slope, differentiate
+from ._precision import Precise
 
 MOST_COORDINATES = 6
 """Numbers that are varied one by one; more are varied along directions."""
@@ -64,48 +63,24 @@ def directions(hyper: Hyper, key: Array, count: int) -> list[Direction]:
     return [Direction(name, structure.unflatten(parts)) for name, parts in drawn]
 
 
-def differences(
-    objective: Objective, hyper: Hyper, along: list[Direction]
-) -> list[Slope]:
+def differences(precise: Precise, along: list[Direction]) -> list[Slope]:
     """The slope along each direction, run after run in constant memory."""
-    dtype = np.dtype(jax.eval_shape(objective, hyper).dtype)
+    objective, hyper, dtype = precise
 
     def values(tangent: Hyper, shifts: np.ndarray) -> np.ndarray:
         tangent = jax.tree.map(lambda t, h: jnp.asarray(t, h.dtype), tangent, hyper)
-        at = jnp.asarray(shifts, jax.tree.leaves(hyper)[0].dtype)
-        return np.asarray(_values(as_pytree(objective), hyper, tangent, at))
+        return np.asarray(_values(as_pytree(objective), hyper, tangent, shifts))
 
     return [
         differentiate(lambda s, d=d: values(d.tangent, s), 1.0, dtype) for d in along
     ]
 
 
-def inner_gradient(
-    objective: Unrolled, hyper: Hyper, key: Array
-) -> tuple[float, Slope]:
-    """The first step's inner gradient along a random direction, and by differences."""
-    hyper = objective.prepare(hyper)
-    params = objective.init(hyper).params
-    random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    flat, unravel = ravel_pytree(params)
-    tangent = jnp.asarray(_drawn(random, np.asarray(flat), _scale(flat)), flat.dtype)
-    grads = objective.gradients(hyper, params, 0)[1]
-
-    @jax.jit
-    def values(shifts: Array) -> Array:
-        inner = objective.inner_loss(hyper, 0)
-        return jax.lax.map(lambda s: inner(unravel(flat + s * tangent)), shifts)
-
-    slope = differentiate(
-        lambda s: np.asarray(values(jnp.asarray(s, flat.dtype))), 1.0, flat.dtype
-    )
-    return float(ravel_pytree(grads)[0] @ tangent), slope
-
-
 @jax.jit
 def _values(objective: Any, hyper: Hyper, tangent: Hyper, shifts: Array) -> Array:
     def moved(shift: Array) -> Array:
-        return objective(jax.tree.map(lambda h, t: h + shift * t, hyper, tangent))
+        along = lambda h, t: h + shift.astype(h.dtype) * t
+        return objective(jax.tree.map(along, hyper, tangent))
 
     return jax.lax.map(moved, shifts)
 

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._types import Hyper, Objective
@@ -19,8 +18,7 @@ from ..hypergrad import (
     Truncated,
     hypergradient,
 )
-from ..hypergrad._measured import Measured
-from ..hypergrad.hypergradient import as_pytree
+from ..hypergrad.hypergradient import as_pytree, verify
 from ..runs.unrolled import Unrolled
 from ._rows import Row, Status
 
@@ -59,8 +57,7 @@ def measure(
         result = compiled(as_pytree(objective), hyper)
         jax.block_until_ready(result)
         row = row._replace(seconds=time.perf_counter() - start)
-        if isinstance(result, Measured):
-            result.check()
+        verify(engine, result)
     except Exception as error:  # noqa: BLE001 (whatever goes wrong is what is reported)
         return row._replace(status=_failure(error), reason=_first_line(error))
     biased = not _is_exact_engine(engine, objective) or hasattr(
@@ -88,19 +85,3 @@ def _is_exact_engine(engine: Engine, objective: Objective) -> bool:
     if isinstance(engine, Truncated):
         return isinstance(objective, Unrolled) and engine.last >= objective.steps
     return not isinstance(engine, Implicit)
-
-
-def is_exact(engine: Engine, row: Row) -> bool:
-    return row.status == "agrees" and not isinstance(engine, Reversible)
-
-
-def in_float64(objective: Objective, hyper: Hyper) -> tuple[Objective, Hyper]:
-    """The same, with every floating array that it holds in float64."""
-
-    def cast(leaf: Any) -> Any:
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            return leaf
-        return jnp.asarray(leaf, jnp.float64)
-
-    return jax.tree.map(cast, as_pytree(objective)), jax.tree.map(cast, hyper)

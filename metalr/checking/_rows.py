@@ -10,6 +10,10 @@ from jaxtyping import PyTree
 from .._checks import path_name
 from .._types import Hyper
 
+Role: TypeAlias = Literal[
+    "engine", "wider engine", "closed form", "differences", "inner gradient"
+]
+
 Status: TypeAlias = Literal[
     "reference",
     "agrees",
@@ -44,6 +48,7 @@ class Row(NamedTuple):
             judged); "not finite"; "refused" (the engine can't); "out of memory";
             "failed".
         reason: why, or with which settings.
+        role: what kind of way it is.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Row(NamedTuple):
     seconds: float | None = None
     status: Status = "inconclusive"
     reason: str = ""
+    role: Role = "engine"
 
 
 class Deviation(NamedTuple):

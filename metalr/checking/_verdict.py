@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
+from .._checks import path_name
 from .._types import Hyper
-from ._rows import Row, table
+from ._rows import Row, finite, table
 
 Verdict: TypeAlias = Literal["agrees", "differs", "not finite", "inconclusive"]
 
@@ -42,10 +43,8 @@ class Check(NamedTuple):
 
 
 def nothing_finite(rows: tuple[Row, ...]) -> Check:
-    rows = tuple(
-        row._replace(status="not finite") if row.grad is not None else row
-        for row in rows
-    )
+    """No row can be the reference."""
+    rows = _marked(rows)
     if any(row.status == "not finite" for row in rows):
         reason = "no engine returns a finite hypergradient; metalr.diagnose says why"
         return Check("not finite", None, rows, reason, "")
@@ -53,22 +52,54 @@ def nothing_finite(rows: tuple[Row, ...]) -> Check:
     return Check("inconclusive", None, rows, reason, "")
 
 
-def conclude(grad: Hyper, rows: tuple[Row, ...], dtype: np.dtype, low: bool) -> Check:
+def run_not_finite(hyper: Hyper, value: float, rows: tuple[Row, ...]) -> Check:
+    """The value itself is inf or nan: there is nothing to compare."""
+    bad = [
+        path_name("hyper", path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(hyper)
+        if not np.all(np.isfinite(np.asarray(leaf, np.float64)))
+    ]
+    reason = (
+        f"{', '.join(bad)} is not finite: pass a number"
+        if bad
+        else f"the run itself ends at {value}: it diverges or starts there; "
+        "metalr.diagnose says from which step"
+    )
+    return Check("not finite", None, _marked(rows), reason, "")
+
+
+def conclude(
+    grad: Hyper,
+    rows: tuple[Row, ...],
+    dtype: np.dtype,
+    *,
+    wider: np.dtype | None,
+    x64: bool,
+    cause: str = "",
+) -> Check:
+    """The verdict on rows that are judged.
+
+    Args:
+        grad: the reference.
+        rows: all ways, with their status.
+        dtype: that limits the value.
+        wider: that of the reference, if it is another.
+        x64: whether JAX has float64.
+        cause: what is known to make derivatives differ from the run.
+    """
     named = lambda *status: [row for row in rows if row.status in status]
     wrong, infinite = named("differs"), named("not finite")
     independent = [
         row
         for row in named("agrees", "reference")
-        if row.name in ("closed form", "finite differences")
+        if row.role in ("closed form", "differences")
     ]
-    precision = _precision(rows, dtype, low)
+    precision = _precision(rows, dtype, wider=wider, x64=x64)
     if wrong:
-        names = ", ".join(row.name for row in wrong)
-        reason = f"beyond the tolerance: {names}"
+        reason = f"beyond the tolerance: {_names(wrong)}{cause and f'; {cause}'}"
         return Check("differs", grad, rows, reason, precision)
     if infinite:
-        names = ", ".join(row.name for row in infinite)
-        reason = f"inf or nan: {names}; metalr.diagnose says from which step"
+        reason = f"inf or nan: {_names(infinite)}; metalr.diagnose says from which step"
         return Check("not finite", grad, rows, reason, precision)
     if not independent:
         reason = "the engines agree, but differences tell nothing here"
@@ -77,24 +108,47 @@ def conclude(grad: Hyper, rows: tuple[Row, ...], dtype: np.dtype, low: bool) -> 
     return Check("agrees", grad, rows, f"confirmed by {by}", precision)
 
 
-def _precision(rows: tuple[Row, ...], dtype: np.dtype, low: bool) -> str:
+def _names(rows: list[Row]) -> str:
+    return ", ".join(
+        row.name if row.role != "inner gradient" else f"{row.name} ({row.leaf})"
+        for row in rows
+    )
+
+
+def _marked(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    return tuple(
+        row._replace(status="not finite")
+        if row.grad is not None and not finite(row.grad)
+        else row
+        for row in rows
+    )
+
+
+def _precision(
+    rows: tuple[Row, ...], dtype: np.dtype, *, wider: np.dtype | None, x64: bool
+) -> str:
     engines = [
         row.difference
         for row in rows
         if row.status in _EXACT and row.temp_bytes is not None and row.difference
     ]
     worst = max(engines, default=0.0)
-    (differences_row,) = (row for row in rows if row.name == "finite differences")
-    allowed = differences_row.tolerance or math.nan
-    if low:
+    if wider:
         return (
             f"{dtype} limits the agreement: engines are up to {worst:.1e} from the "
-            "reference in float64"
+            f"reference in {wider}"
         )
-    hint = "" if dtype == np.dtype("float64") else "; set jax_enable_x64 to tell why"
+    (differences,) = (row for row in rows if row.role == "differences")
+    hint = ""
+    if dtype != np.dtype("float64"):
+        hint = (
+            f"; {dtype} limits it: it is fixed in the loss or the optimizer"
+            if x64
+            else "; set jax_enable_x64 to tell why"
+        )
     return (
         f"engines agree to {worst:.1e} in {dtype}; finite differences resolve "
-        f"{allowed:.1e}{hint}"
+        f"{differences.tolerance or math.nan:.1e}{hint}"
     )
 
 

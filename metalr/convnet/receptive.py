@@ -47,8 +47,12 @@ def receptive_field(layers: Sequence[Layer]) -> list[int]:
 def fields(layers: Sequence[Layer], input_shape: Sequence[int]) -> list[Field]:
     r"""Size, jump, offset and effective size of the field after each layer.
 
-    Unit (i, j) sees the pixels within `(size − 1)/2` of `offset + jump·(i, j)`, as far
-    as they lie in the image. `effective` is $\sqrt{1 + \sum_l (k_l^2 - 1)(d_l
+    Unit (i, j) sees no pixel farther than `(size − 1)/2` from `offset + jump·(i, j)`
+    along an axis, and where this box lies in the image, it sees its ends. Where the box
+    leaves the image, a unit can see less than is left of it: a tap on the padding of a
+    later layer sees nothing, where the window that is missing there would have reached
+    into the image. Dilation, and strides longer than a window, leave holes in the box.
+    `effective` is $\sqrt{1 + \sum_l (k_l^2 - 1)(d_l
     j_{l-1})^2}$: a unit's weight on the input, summed over all paths through equal
     taps, tends to a bell, whose variance is that of a box of this side. It equals
     `size` for one layer without dilation, and grows like the root of the depth while

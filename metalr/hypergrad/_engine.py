@@ -88,11 +88,11 @@ def unrolled_of(objective: Objective, engine: Any, reason: str) -> Unrolled:
     if not isinstance(objective, Unrolled):
         found = repr(objective)
     elif objective.model_state is not None:
-        found = "one that carries a model_state"
+        found = "one with a model_state"
     else:
         return objective
     msg = (
-        f"{engine} needs a plain metalr.Unrolled, not {found}: {reason}. Take "
+        f"{engine} needs a metalr.Unrolled, not {found}: {reason}. Take "
         "metalr.Reverse() or metalr.Forward()"
     )
     raise ValueError(msg)

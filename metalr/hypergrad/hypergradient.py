@@ -69,7 +69,7 @@ def hypergradient(objective: Objective, hyper: Hyper, engine: Engine = _REVERSE)
     _check_engine(engine)
     hyper = float_leaves(hyper, "hyper")
     result = _compiled(as_pytree(objective), hyper, as_pytree(engine))
-    _verify(engine, result)
+    verify(engine, result)
     return result
 
 
@@ -107,7 +107,7 @@ def hypergradient_and_run(
     run_of(objective, engine)
     hyper = float_leaves(hyper, "hyper")
     result, run = _compiled_with_run(objective, hyper, as_pytree(engine))
-    _verify(engine, result)
+    verify(engine, result)
     return result, run
 
 
@@ -195,10 +195,11 @@ def _check_engine(engine: Any) -> None:
         raise ValueError(msg)
 
 
-def _verify(engine: Any, result: Any) -> None:
-    verify = getattr(engine, "verify", None)
-    if verify is not None:
-        verify(result)
+def verify(engine: Any, result: Any) -> None:
+    """Raise where the engine sees in a concrete result that it is wrong."""
+    check = getattr(engine, "verify", None)
+    if check is not None:
+        check(result)
 
 
 def as_pytree(function: Any) -> Any:

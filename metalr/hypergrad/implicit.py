@@ -272,7 +272,7 @@ def _refuse_rules(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
 
 
 def _refuse_steering(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
-    """Refuse a leaf that moves neither the minimum nor the outer loss."""
+    """Refuse a leaf that moves the run but not the minimum, or nothing at all."""
     state = _shapes(objective, hyper)
     end = _End(trained(state.params), state)
 
@@ -282,8 +282,13 @@ def _refuse_steering(objective: Unrolled, hyper: Hyper, engine: Implicit) -> Non
     def outer(hyper: Hyper) -> Scalar:
         return objective.evaluate(objective.prepare(hyper), state)
 
-    direct = independent_leaves(outer, hyper)
-    steering = [name for name in independent_leaves(gradient, hyper) if name in direct]
+    silent = independent_leaves(outer, hyper)
+    outside = independent_leaves(objective.final_params, hyper)
+    steering = [
+        name
+        for name in independent_leaves(gradient, hyper)
+        if name in silent or name not in outside
+    ]
     if steering:
         msg = (
             f"the inner loss does not depend on {', '.join(steering)}, which only "

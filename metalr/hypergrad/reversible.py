@@ -96,7 +96,7 @@ class Reversible(Options):
         >>> optimizer = lambda h: optax.sgd(h["rate"], h["momentum"])
         >>> L = metalr.Unrolled(loss, optimizer, 1.0, steps=5)
         >>> hyper = {"rate": 0.1, "momentum": 0.9}
-        >>> value, grad = metalr.hypergradient(L, hyper, metalr.Reversible())
+        >>> value, grad, *_ = metalr.hypergradient(L, hyper, metalr.Reversible())
         >>> print(f"{value:.4f} {grad['rate']:.3f} {grad['momentum']:.3f}")
         0.0004 0.224 0.040
 

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._checks import float_leaves, path_name
+from .._programs.compiled import compiled
 from .._types import Hyper, Objective, Scalar, ScalarLike
 from ..hypergrad import Engine, Reverse
 from ..hypergrad.hypergradient import as_pytree, hypergradient
@@ -146,11 +147,12 @@ def learn(
     if state is None:
         state = _begin(problem, hyper, method=method)
     else:
-        _check_state(state, _begin.eval_shape(problem, hyper, method=method))
+        begin = functools.partial(_begin, method=method)
+        _check_state(state, jax.eval_shape(begin, problem, hyper))
     return _loop(problem, hyper, state, rtol, atol, method=method, steps=steps)
 
 
-@functools.partial(jax.jit, static_argnames=("method",))
+@compiled
 def _begin(problem: _Problem, hyper: Hyper, *, method: _Method) -> LearnState:
     """Where the loop starts; a program of its own, so that the loop is one as well."""
     rule = _rule(problem, method)
@@ -162,7 +164,7 @@ def _begin(problem: _Problem, hyper: Hyper, *, method: _Method) -> LearnState:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("method", "steps"))
+@compiled
 def _loop(
     problem: _Problem,
     hyper: Hyper,
@@ -225,7 +227,7 @@ def _rule(problem: _Problem, method: _Method) -> Rule:
 
     def value_and_grad(z: PyTree) -> tuple[Scalar, PyTree]:
         point = to_hyper(z)
-        value, grad = hypergradient(problem.objective, point, problem.engine)
+        value, grad, *_ = hypergradient(problem.objective, point, problem.engine)
         chained = [
             g * h if flag else g
             for g, h, flag in zip(

@@ -1,6 +1,5 @@
 """Hypergradient descent: hyperparameters adapted while training, one step ahead."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import expand_prefix, float_leaves, path_name
+from .._programs.compiled import compiled
 from .._programs.dependence import independent_leaves
 from .._types import Hyper, Objective, Params, Scalar
 from ..optimizers.per_step import PerStep
@@ -124,7 +124,7 @@ def online(
     return _compiled(objective, hyper, rates, multiplicative=multiplicative)
 
 
-@functools.partial(jax.jit, static_argnames="multiplicative")
+@compiled
 def _compiled(
     objective: Unrolled, hyper: Hyper, rates: Hyper, *, multiplicative: bool
 ) -> Online:

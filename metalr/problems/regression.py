@@ -4,42 +4,117 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._types import Batch, Hyper, Matrix, Params, Scalar, Vector
 
 
 class Standardization(NamedTuple):
-    """The affine map that `standardize` applied: `(X - mean) / scale`."""
+    """The affine map that `standardize` applied: `(X - mean) / scale`, by columns.
 
-    mean: Float[Array, " d"]
-    scale: Float[Array, " d"]  # standard deviation; 1 where a column is constant
+    NumPy arrays in float64, whatever the dtype of the data.
+    """
 
-    def __call__(self, X: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        """Apply the recorded map, e.g. to validation data."""
-        return (X - self.mean) / self.scale
+    mean: np.ndarray  # (d,)
+    scale: np.ndarray  # (d,): standard deviation; 1 where a column is constant
+    constant: np.ndarray  # (d,) bool: columns without information, which became zeros
+
+    def __call__(self, X: Matrix) -> Float[Array, "n d"]:
+        """Apply the recorded map, e.g. to validation data; in float64 on the host.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from metalr.problems import regression
+            >>> _, map_ = regression.standardize(jnp.array([[1.0], [3.0]]))
+            >>> print(map_(jnp.array([[4.0]])))
+            [[2.]]
+        """
+        host, dtype = _on_host(X)
+        return jnp.asarray(self.on_host(host), jax.dtypes.canonicalize_dtype(dtype))
+
+    def on_host(self, X: np.ndarray) -> np.ndarray:
+        """The same in NumPy, float64 in and out."""
+        return np.where(self.constant, 0.0, (X - self.mean) / self.scale)
 
 
 def standardize(X: Matrix) -> tuple[Float[Array, "n d"], Standardization]:
     """Columns with mean 0 and standard deviation 1, and the map that made them so.
 
-    Nothing in metalr standardizes silently: this is the one place. A column whose
-    deviation is below `n·eps` times its largest magnitude counts as constant: it is
-    centered and left unscaled.
+    Nothing in metalr standardizes silently: this is the one place. Centered and scaled
+    in float64 on the host, and cast to the dtype of `X` at the end: a float32 mean of
+    many rows would carry more error than a narrow column has spread. A column counts as
+    constant where its deviation is at most half a unit in the last place (of its own
+    dtype) of its largest magnitude, however many rows there are; it becomes zeros, and
+    `Standardization.constant` says so.
+
+    Args:
+        X: inputs, one example a row; concrete, since the host computes.
+
+    Returns:
+        The columns in the dtype of `X`, and the `Standardization`.
+
+    Raises:
+        ValueError: if `X` is traced, is not a matrix with rows, or has a value that is
+            not finite; the message names its column.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from metalr.problems import regression
         >>> Z, map_ = regression.standardize(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
-        >>> print(Z[:, 0], Z[:, 1], map_.mean, map_.scale)
-        [-1.  1.] [0. 0.] [2. 5.] [1. 1.]
+        >>> print(Z[:, 0], Z[:, 1], map_.mean, map_.scale, map_.constant)
+        [-1.  1.] [0. 0.] [2. 5.] [1. 1.] [False  True]
     """
-    X = jnp.asarray(X)
-    mean, deviation = jnp.mean(X, axis=0), jnp.std(X, axis=0)
-    tiny = X.shape[0] * jnp.finfo(X.dtype).eps * jnp.max(jnp.abs(X), axis=0)
-    constant = deviation <= tiny
-    map_ = Standardization(mean, jnp.where(constant, 1.0, deviation))
-    return jnp.where(constant, 0.0, map_(X)), map_
+    map_ = columns(X)
+    return map_(X), map_
+
+
+def columns(X: Matrix) -> Standardization:
+    """The map of `standardize` alone, where it is applied elsewhere, e.g. on the host.
+
+    Args:
+        X: inputs, one example a row; concrete.
+
+    Raises:
+        ValueError: as `standardize`.
+
+    Example:
+        >>> import numpy as np
+        >>> from metalr.problems import regression
+        >>> print(regression.columns(np.array([[1.0], [3.0]])).mean)
+        [2.]
+    """
+    host, dtype = _on_host(X)
+    if host.ndim != 2 or host.shape[0] == 0:
+        msg = f"X has shape {host.shape}: it must be (n, d) with n ≥ 1"
+        raise ValueError(msg)
+    bad = np.flatnonzero(~np.all(np.isfinite(host), axis=0))
+    if bad.size:
+        msg = (
+            f"column {bad[0]} of X has a value that is not finite: remove or impute it"
+        )
+        raise ValueError(msg)
+    magnitude = np.max(np.abs(host), axis=0)
+    # In units of a power of two, so that no square overflows; from the first row, so
+    # that equal values differ by exactly 0.
+    unit = np.exp2(np.frexp(magnitude)[1] - 1.0)
+    shifted = (host - host[0]) / unit
+    shift = np.mean(shifted, axis=0)
+    deviation = np.sqrt(np.mean((shifted - shift) ** 2, axis=0)) * unit
+    constant = deviation <= 0.5 * float(jnp.finfo(dtype).eps) * magnitude
+    mean = host[0] + shift * unit
+    return Standardization(mean, np.where(constant, 1.0, deviation), constant)
+
+
+def _on_host(X: Any) -> tuple[np.ndarray, Any]:
+    """`X` in float64, and the float dtype that it came in."""
+    if isinstance(X, Tracer):
+        msg = "X is traced, but is standardized on the host: do it outside of jit"
+        raise ValueError(msg)
+    floats = jnp.issubdtype(jnp.result_type(X), jnp.floating)
+    dtype = X.dtype if floats and hasattr(X, "dtype") else jnp.dtype(float)
+    return np.asarray(X).astype(np.float64), dtype
 
 
 class LeastSquares(NamedTuple):

@@ -25,7 +25,6 @@ from jaxtyping import Array, PyTree
 
 from .._checks import float_leaves, int_at_least
 from .._programs.compiled import compiled
-from .._programs.dataflow import propagate
 from .._programs.dependence import differentiable
 from .._types import Hyper, Scalar
 from .checkpointing import scan
@@ -256,6 +255,12 @@ def is_float(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def floats_of(tree: PyTree) -> tuple[list[Array], Any]:
+    """The float leaves of a pytree, and how to put others in their place."""
+    leaves = jax.tree.leaves(tree)
+    return moving(tree, [x if is_float(x) else None for x in leaves])
+
+
 def moving(state: State, bar: Bar) -> tuple[list[Array], Any]:
     """The leaves that carry derivatives, and how to put them back."""
     leaves, structure = jax.tree.flatten(state)
@@ -285,13 +290,13 @@ def at_rest(objective: Any, hyper: Hyper) -> Bar:
     start = jax.make_jaxpr(objective.init, return_shape=True)(hyper)
     count = len(jax.tree.leaves(hyper))
     yes = frozenset({"moves"})
-    facts = propagate(start[0].jaxpr, [yes] * count, differentiable)
+    facts = differentiable(start[0], [yes] * count)
     leaves = jax.tree.leaves(start[1])
     if objective.steps:
         step = lambda state, hyper: objective.step(hyper, state, jnp.asarray(0))[0]
         program = jax.make_jaxpr(step)(start[1], hyper)
         while True:  # facts only grow, so this ends
-            new = propagate(program.jaxpr, [*facts, *[yes] * count], differentiable)
+            new = differentiable(program, [*facts, *[yes] * count])
             new = [a | b for a, b in zip(facts, new, strict=True)]
             if new == facts:
                 break

@@ -253,8 +253,8 @@ class Unrolled(Unroll):
             if self.outer_weights is None
             else jnp.zeros((), jnp.promote_types(dtype, "float32"))
         )
-        wide = jax.tree.map(wide, _tag(start, "params"))
-        return State(wide, opt_state, self.model_state, total)
+        carried = jax.tree.map(wide, _tag(start, "params"))
+        return State(carried, opt_state, self.model_state, total)
 
     def step(
         self, hyper: Hyper, state: State, index: int | Array
@@ -418,7 +418,9 @@ class Unrolled(Unroll):
         model_state = self.model_state if state is None else state.model_state
 
         def inner_loss(params: Params) -> Scalar:
-            if state is not None:
+            if state is None:
+                params = like(params, self._start_shapes(hyper))
+            else:
                 params = combined(params, self._narrow(hyper, state))
             return self._evaluated(params, used, batch, model_state)[0]
 

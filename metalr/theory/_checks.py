@@ -1,8 +1,10 @@
 """Checks of what is static, shared by the closed forms."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 from jax.core import Tracer
 
 from .._checks import int_at_least
@@ -23,6 +25,21 @@ def check_not_negative(name: str, value: Any) -> None:
     Raises:
         ValueError: if an entry is negative or nan.
     """
-    if not isinstance(value, Tracer) and not bool(jnp.all(jnp.asarray(value) >= 0.0)):
+    if not _passes(value, lambda x: x >= 0.0):
         msg = f"{name} = {value!r} must be ≥ 0"
         raise ValueError(msg)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """What must be positive; a traced value passes, unseen.
+
+    Raises:
+        ValueError: if an entry is 0, negative or nan.
+    """
+    if not _passes(value, lambda x: x > 0.0):
+        msg = f"{name} = {value!r} must be > 0"
+        raise ValueError(msg)
+
+
+def _passes(value: Any, condition: Callable[[Array], Array]) -> bool:
+    return isinstance(value, Tracer) or bool(jnp.all(condition(jnp.asarray(value))))

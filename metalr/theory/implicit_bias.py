@@ -12,10 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Scalar, ScalarLike
+from .._types import ScalarLike
+from ._checks import check_not_negative, check_positive
 
 _NEWTON_STEPS = 200
 """Ceiling for the dual of `entropic_limit`; quadratic convergence needs about ten."""
+
+_TELLING = 1e-2
+"""Change of log w in a Newton step: at a boundary it is 1 in every step."""
 
 
 class RowSpace(NamedTuple):
@@ -103,7 +107,7 @@ def momentum_limit(
         delta0: first velocity; zeros by default.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or a concrete momentum is not in [0, 1).
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,6 +117,8 @@ def momentum_limit(
         [3. 2.]
     """
     w0 = start(X, t, w0)
+    check_not_negative("momentum", momentum)
+    check_positive("1 − momentum", 1.0 - momentum)
     delta0 = jnp.zeros_like(w0) if delta0 is None else start(X, t, delta0)
     space = row_space(X)
     drift = momentum / (1.0 - momentum) * delta0
@@ -211,6 +217,9 @@ def entropic_invariant(
     Returns:
         The part of log(w/w₀) orthogonal to the row space of X.
 
+    Raises:
+        ValueError: if a concrete `w` or `w0` is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from metalr.theory.implicit_bias import entropic_invariant
@@ -218,6 +227,8 @@ def entropic_invariant(
         >>> print(bool(jnp.all(abs(entropic_invariant(X, w, jnp.ones(2))) < 1e-6)))
         True
     """
+    check_positive("w", w)
+    check_positive("w0", w0)
     return row_space(X).outside(jnp.log(w / w0))
 
 
@@ -237,11 +248,11 @@ def entropic_limit(
         w0: the start, positive.
 
     Returns:
-        The limit; nan where the dual has no minimum within reach (no positive solution
-        exists, or it is at the boundary).
+        The limit; nan where no positive solution exists, or it is at the boundary (an
+        entry 0: ν is infinite), or so near to it that rounding does not tell.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or a concrete `w0` is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -255,31 +266,44 @@ def entropic_limit(
         methods. Gunasekar et al. (2018).
     """
     w0 = start(X, t, w0)
-    tolerance = 100 * jnp.finfo(w0.dtype).eps * (1.0 + jnp.linalg.norm(t))
+    check_positive("w0", w0)
+    rank = jnp.sum(row_space(X).inverse > 0.0)
 
-    def dual(nu: jax.Array) -> Scalar:
-        return jnp.sum(w0 * jnp.exp(X.T @ nu)) - t @ nu
-
-    def going(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        step, _, slope = carry
-        return (step < _NEWTON_STEPS) & (jnp.linalg.norm(slope) > tolerance)
-
-    def newton(
-        carry: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        step, nu, slope = carry
-        root = X * jnp.sqrt(w0 * jnp.exp(X.T @ nu))
-        space = row_space(root)
+    def newton(nu: Array) -> tuple[Array, Array, Array]:
+        """Newton's step of the dual; whether ν is the minimum; whether it can be."""
+        w = w0 * jnp.exp(X.T @ nu)
+        slope = X @ w - t
+        space = row_space(X * jnp.sqrt(w))
         direction = -space.left @ (space.inverse**2 * (space.left.T @ slope))
+        logs = X.T @ direction  # how far log w is from the minimum
+        # What the rounding of the slope leaves open of log w.
+        doubt = jnp.abs((X.T @ space.left) * space.inverse**2) @ (
+            jnp.abs(space.left).T @ (jnp.abs(X) @ w + jnp.abs(t))
+        )
+        eps = jnp.finfo(w.dtype).eps
+        small = jnp.linalg.norm(slope) <= 100 * eps * (1.0 + jnp.linalg.norm(t))
+        inside = (jnp.max(eps * doubt) < _TELLING) & (
+            jnp.sum(space.inverse > 0.0) == rank
+        )
+        return direction, small & inside & (jnp.max(jnp.abs(logs)) < _TELLING), inside
+
+    def going(carry: tuple[Array, Array, Array, Array]) -> Array:
+        step, _, settled, inside = carry
+        return (step < _NEWTON_STEPS) & ~settled & inside
+
+    def move(
+        carry: tuple[Array, Array, Array, Array],
+    ) -> tuple[Array, Array, Array, Array]:
+        step, nu, _, _ = carry
+        direction, _, _ = newton(nu)
         # While no exponent moves by more than 1 the dual decreases in every step.
         nu = nu + direction / jnp.maximum(1.0, jnp.max(jnp.abs(X.T @ direction)))
-        return step + 1, nu, jax.grad(dual)(nu)
+        return step + 1, nu, *newton(nu)[1:]
 
     nu = jnp.zeros_like(t)
-    first = (jnp.zeros((), jnp.int32), nu, jax.grad(dual)(nu))
-    _, nu, slope = jax.lax.while_loop(going, newton, first)
-    limit = w0 * jnp.exp(X.T @ nu)
-    return jnp.where(jnp.linalg.norm(slope) <= tolerance, limit, jnp.nan)
+    first = (jnp.zeros((), jnp.int32), nu, *newton(nu)[1:])
+    _, nu, settled, _ = jax.lax.while_loop(going, move, first)
+    return jnp.where(settled, w0 * jnp.exp(X.T @ nu), jnp.nan)
 
 
 def start(

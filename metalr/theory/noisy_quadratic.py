@@ -10,38 +10,23 @@ under a step with rate α: the expected loss of any schedule is exact.
 """
 
 import dataclasses
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Scalar, ScalarLike
-from ._checks import check_steps
-
-_ITERATIONS = 500
-"""Newton steps from one start at most; in practice some tens."""
-
-_SCATTERED = 12
-"""Starts scattered around the greedy schedule."""
-
-_ROUNDS = 4
-"""Times that each minimum is reordered and solved for again."""
-
-_SWEEPS = 20
-"""Rounds of one rate at a time, for the starts far from greedy."""
-
-_HALVINGS = 12
-"""Lengths of Newton's step that are tried."""
+from ._checks import check_not_negative, check_positive, check_steps
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class NoisyQuadratic:
     r"""Curvatures, noise and start of a noisy quadratic.
 
-    A pytree: it passes through `jit` and `vmap`. Losses and greedy rates are
-    differentiable in its arrays, any order and mode; `optimal_schedule` says its own.
+    A pytree: it passes through `jit` and `vmap`. Losses and rates are differentiable in
+    its arrays, any order and mode.
 
     Args:
         curvatures: $h_i > 0$.
@@ -49,7 +34,8 @@ class NoisyQuadratic:
         start: second moments $m_{0,i} \ge 0$ of the distance to the optimum at first.
 
     Raises:
-        ValueError: if the three are not vectors of one length.
+        ValueError: if the three are not vectors of one length, a curvature is not
+            positive, or a moment is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,6 +61,22 @@ class NoisyQuadratic:
                 "vectors of one length, at least 1"
             )
             raise ValueError(msg)
+        check_positive("curvatures", self.curvatures)
+        check_not_negative("noise", self.noise)
+        check_not_negative("start", self.start)
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
+        """Its three arrays."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in names], None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> "NoisyQuadratic":
+        """Unchecked: a gradient in the model is a tree of this kind, of any sign."""
+        new = object.__new__(cls)
+        for field, child in zip(dataclasses.fields(cls), children, strict=True):
+            object.__setattr__(new, field.name, child)
+        return new
 
     def loss(self, schedule: Float[Array, " steps"]) -> Scalar:
         r"""Expected loss above its minimum after the schedule, $\tfrac12\sum h_i m_i$.
@@ -92,12 +94,15 @@ class NoisyQuadratic:
 
         $$\alpha = \frac{\sum h^2 m}{\sum h^3(m+\sigma^2)}$$
 
+        0 where nothing is left to move: every m is 0.
+
         Args:
             moments: the m to step from; those of the start by default.
         """
         m = self.start if moments is None else moments
         h = self.curvatures
-        return jnp.sum(h**2 * m) / jnp.sum(h**3 * (m + self.noise))
+        gain, cost = jnp.sum(h**2 * m), jnp.sum(h**3 * (m + self.noise))
+        return gain / jnp.where(cost > 0.0, cost, 1.0)
 
     def greedy_schedule(self, steps: int) -> Float[Array, " steps"]:
         """The schedule that takes `greedy_rate` in every step.
@@ -112,181 +117,69 @@ class NoisyQuadratic:
 
         def step(m: Array, _: None) -> tuple[Array, Array]:
             rate = self.greedy_rate(m)
-            return self._step(m, rate), rate
+            return self.step(m, rate), rate
 
         return jax.lax.scan(step, self.start, length=steps)[1]
 
-    def optimal_schedule(
-        self, steps: int, *, tolerance: float = 1e-10
-    ) -> Float[Array, " steps"]:
-        r"""The schedule with the least expected loss after T steps.
+    def optimal_schedule(self, steps: int) -> Float[Array, " steps"]:
+        r"""The schedule with the least expected loss after T steps, in one dimension.
 
-        In one dimension $\alpha_s = 1/\bigl(h(s + 1 + \sigma^2/m_0)\bigr)$, s = 0, 1,
-        …, in closed form; it is the greedy one. In several it is solved for, by
-        Newton's method on the logarithms of the rates (with the absolute Hessian, never
-        uphill). Solved when Newton's model promises a decrease,
-        $\tfrac12 g^\top|H|^{-1}g$, of at most `tolerance` times the loss (or eps times
-        that of the start): then the loss is that of the minimum to this relative
-        accuracy. The loss is not convex in the schedule and has many local minima (in
-        which order the long and the short steps come). This is the best of those found
-        from the greedy schedule, 12 scattered around it, a decreasing one, what moving
-        one rate at a time to the vertex of its parabola makes of these, and of each
-        after moving single rates to better places in the order. The same each time, but
-        not proved to be the global minimum.
+        $$\alpha_s = \frac{1}{h(s + 1 + \sigma^2/m_0)}, \qquad s = 0, 1, …$$
 
-        Memory T² (the Hessian); T³ + d T² operations for each of some tens of steps
-        from each of 18 starts, and d T³ for each move.
-        Differentiable in the model's arrays, once, in both modes, by the implicit
-        function theorem (where the Hessian is regular).
+        It is the greedy one: in one dimension a short horizon costs nothing. In several
+        there is no closed form, and greed does cost (see
+        `python -m experiments.short_horizon`, which searches).
 
         Args:
             steps: number of rates T ≥ 1.
-            tolerance: of the loss, relative.
-
-        Returns:
-            The rates; nan where the tolerance was not reached.
 
         Raises:
-            ValueError: if `steps` is not an int ≥ 1 or `tolerance` is not positive.
+            ValueError: if `steps` is not an int ≥ 1, or there are several dimensions.
         """
         check_steps(steps, least=1)
-        if not tolerance > 0.0:
-            msg = f"tolerance = {tolerance} must be positive; 1e-10 is reached easily"
+        if self.curvatures.size != 1:
+            msg = (
+                f"{self.curvatures.size} dimensions have no optimal schedule in closed "
+                "form: search from greedy_schedule, as experiments.short_horizon does"
+            )
             raise ValueError(msg)
-        if self.curvatures.size == 1:
-            h, ratio = self.curvatures[0], self.noise[0] / self.start[0]
-            return 1.0 / (h * (jnp.arange(1.0, steps + 1.0) + ratio))
-        return jax.lax.custom_root(
-            jax.grad(self.loss),
-            jax.lax.stop_gradient(self.greedy_schedule(steps)),
-            lambda *_: _best(jax.lax.stop_gradient(self), steps, tolerance),
-            lambda g, y: jnp.linalg.solve(jax.jacfwd(g)(jnp.zeros_like(y)), y),
-        )
+        (h,), (noise,), (m,) = self.curvatures, self.noise, self.start
+        counts = jnp.arange(1.0, steps + 1.0, dtype=h.dtype)
+        # Without noise the first step arrives: the others are free, and m may be 0.
+        m = jnp.where((m > 0.0) | (noise > 0.0), m, 1.0)
+        return m / (h * (counts * m + noise))
 
-    def short_horizon_bias(self, steps: int, *, tolerance: float = 1e-10) -> Scalar:
+    def short_horizon_bias(
+        self, steps: int, optimal: Float[Array, " steps"] | None = None
+    ) -> Scalar:
         r"""What greed costs: $L(\text{greedy})/L(\text{optimal}) - 1$ after T steps.
 
-        0 in one dimension and for T = 1. Arguments and errors as `optimal_schedule`.
-        """
-        optimal = self.optimal_schedule(steps, tolerance=tolerance)
-        return self.loss(self.greedy_schedule(steps)) / self.loss(optimal) - 1.0
+        0 in one dimension, for T = 1, and where greed itself leaves no loss.
 
-    def _step(self, m: Array, rate: Array) -> Array:
+        Args:
+            steps: number of rates T ≥ 1.
+            optimal: the schedule to compare with; in one dimension by default that of
+                `optimal_schedule`.
+
+        Raises:
+            ValueError: as `optimal_schedule`.
+        """
+        greedy = self.loss(self.greedy_schedule(steps))
+        best = self.loss(self.optimal_schedule(steps) if optimal is None else optimal)
+        some = greedy > 0.0
+        return jnp.where(some, greedy / jnp.where(some, best, 1.0) - 1.0, 0.0)
+
+    def step(self, moments: Float[Array, " d"], rate: ScalarLike) -> Float[Array, " d"]:
+        r"""The second moments after one step, $(1-\alpha h)^2m + \alpha^2h^2\sigma^2$.
+
+        Args:
+            moments: m before the step.
+            rate: α.
+        """
         reduced = rate * self.curvatures
-        return (1.0 - reduced) ** 2 * m + reduced**2 * self.noise
+        return (1.0 - reduced) ** 2 * moments + reduced**2 * self.noise
 
     def _moments(self, schedule: Array) -> Array:
-        step = lambda m, rate: (self._step(m, rate), None)
-        start = self.start.astype(jnp.result_type(self.start, schedule))
+        step = lambda m, rate: (self.step(m, rate), None)
+        start = jnp.asarray(self.start, jnp.result_type(self.start, schedule))
         return jax.lax.scan(step, start, schedule)[0]
-
-    def _best_minimum(self, steps: int, tolerance: ScalarLike) -> Array:
-        """The best of the minima found from several starts."""
-        greedy = self.greedy_schedule(steps)
-        counts = jnp.arange(1.0, steps + 1.0, dtype=greedy.dtype)
-        decreasing = 1.0 / (jnp.min(self.curvatures) * counts)
-        noise = (
-            jax.random.normal(jax.random.key(0), (_SCATTERED, steps), greedy.dtype)
-            * jnp.geomspace(0.01, 1.0, _SCATTERED, dtype=greedy.dtype)[:, None]
-        )
-        near = jnp.stack([greedy, decreasing, *(greedy * jnp.exp(noise))])
-        far = jax.lax.map(self._swept, jnp.stack([greedy, decreasing]))
-        starts = jnp.concatenate([near, far, jnp.sort(far, axis=1, descending=True)])
-
-        def search(schedule: Array, count: Array) -> tuple[Array, Array]:
-            start = jnp.where(count == 0, schedule, self._reordered(schedule))
-            found = self._solve(start, tolerance)
-            return found, found
-
-        rounds = jnp.arange(_ROUNDS)
-        found = jax.lax.map(
-            lambda start: jax.lax.scan(search, start, rounds)[1], starts
-        )
-        found = found.reshape(-1, steps)
-        values = jax.lax.map(self.loss, found)
-        return found[jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))]
-
-    def _reordered(self, schedule: Array) -> Array:
-        """Single rates moved to other places in the order, while that helps."""
-        places = jnp.arange(schedule.size)
-
-        def moved(move: Array) -> Array:  # indices
-            source, target = move // schedule.size, move % schedule.size
-            rest = jnp.where(places < target, places, places - 1)
-            order = jnp.where(rest >= source, rest + 1, rest)
-            return jnp.where(places == target, source, order)
-
-        def improve(state: tuple[Array, Array]) -> tuple[Array, Array]:
-            schedule, _ = state
-            moves = jnp.arange(schedule.size**2)
-            value = lambda move: self.loss(schedule[moved(move)])
-            values = jax.lax.map(value, moves, batch_size=256)
-            best = jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))
-            better = values[best] < (1.0 - 1e-9) * self.loss(schedule)
-            return jnp.where(better, schedule[moved(best)], schedule), better
-
-        state = schedule, jnp.array(True)
-        return jax.lax.while_loop(lambda state: state[1], improve, state)[0]
-
-    def _swept(self, schedule: Array) -> Array:
-        return jax.lax.fori_loop(0, _SWEEPS, lambda _, s: self._sweep(s), schedule)
-
-    def _solve(self, schedule: Array, tolerance: ScalarLike) -> Array:
-        """Newton steps downhill until Newton's model promises no improvement."""
-        initial = 0.5 * jnp.sum(self.curvatures * self.start)
-        negligible = jnp.finfo(schedule.dtype).eps * initial
-
-        def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            schedule, _, count = state
-            value = self.loss(schedule)
-            step, promise = self._newton(schedule)
-            # The full step in the logarithms, or a part of it: never uphill.
-            parts = 0.5 ** jnp.arange(_HALVINGS, dtype=step.dtype)
-            trials = schedule * jnp.exp(jnp.clip(parts[:, None] * step, -1.0, 1.0))
-            values = jax.lax.map(self.loss, trials)
-            best = jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))
-            new = jnp.where(values[best] < value, trials[best], schedule)
-            return new, promise <= tolerance * value + negligible, count + 1
-
-        def going(state: tuple[Array, Array, Array]) -> Array:
-            return ~state[1] & (state[2] < _ITERATIONS)
-
-        state = schedule, jnp.array(False), jnp.zeros((), jnp.int32)
-        schedule, reached, _ = jax.lax.while_loop(going, improve, state)
-        return jnp.where(reached, schedule, jnp.nan)
-
-    def _newton(self, schedule: Array) -> tuple[Array, Scalar]:
-        """Newton's step in the log rates, and the decrease it promises.
-
-        With the absolute Hessian, so that it goes downhill.
-        """
-        loss = lambda z: self.loss(jnp.exp(z))
-        z = jnp.log(schedule)
-        slopes, hessian = jax.grad(loss)(z), jax.hessian(loss)(z)
-        # Rates differ by orders of magnitude in what they matter: unit diagonal.
-        curvature = jnp.abs(jnp.diag(hessian))
-        scale = jax.lax.rsqrt(jnp.where(curvature > 0.0, curvature, 1.0))
-        values, vectors = jnp.linalg.eigh(scale[:, None] * hessian * scale)
-        along = vectors.T @ (scale * slopes)
-        least = schedule.size * jnp.finfo(schedule.dtype).eps
-        values = jnp.maximum(jnp.abs(values), least)
-        return -scale * (vectors @ (along / values)), 0.5 * jnp.sum(along**2 / values)
-
-    def _sweep(self, schedule: Array) -> Array:
-        """Each rate in turn at the vertex of its parabola, the last one first."""
-        h = self.curvatures
-        before = jax.lax.scan(
-            lambda m, rate: (self._step(m, rate), m), self.start, schedule
-        )[1]
-
-        def back(b: Array, m: Array) -> tuple[Array, Array]:
-            best = jnp.sum(b * h * m) / jnp.sum(b * h**2 * (m + self.noise))
-            return b * (1.0 - best * h) ** 2, best
-
-        # b = ∂L/∂m after the step; the moments before it do not depend on later rates.
-        return jax.lax.scan(back, h, before, reverse=True)[1]
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _best(model: NoisyQuadratic, steps: int, tolerance: ScalarLike) -> Array:
-    return model._best_minimum(steps, tolerance)

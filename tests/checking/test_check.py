@@ -1,5 +1,6 @@
 """`check_hypergrad`: right derivatives pass, wrong ones are named, doubt is said."""
 
+import re
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from hypothesis import given, settings, strategies as st
 import metalr
 from metalr.checking._closed import closed_form
 from metalr.checking._differences import differentiate
+from metalr.checking._inner import chosen_steps
+from metalr.checking._precision import limited
 from metalr.problems import least_squares
 from metalr.theory import Quadratic
 
@@ -177,11 +180,209 @@ def test_in_float32_the_reference_is_float64_and_the_dtype_is_named():
     strict = metalr.check_hypergrad(
         L, jnp.float32(0.1), engines=engines[1:], rtol=1e-12
     )
-    assert row(strict, "Forward()").status in ("rounding", "agrees")
+    found = row(strict, "Forward()")
+    roundings = 100.0 * 2.0**-23 * found.value / (0.1 * abs(float(strict.grad)))
+    assert found.tolerance == pytest.approx(1e-12 + roundings, rel=1e-3)
+    assert found.status == "agrees"
     assert strict.verdict == "agrees"
 
 
+# One dtype is not assumed for params, loss and state.
+
+
+def low_precision_runs():
+    """Name, objective, hyper, the dtype that limits it, and how far."""
+    w = jnp.array([1.0, -1.0, 0.5])
+    X = np.random.default_rng(0).normal(size=(5, 3))  # float64
+    wide = lambda w, h, b: jnp.sum(w.astype(jnp.float32) ** 2)
+    fourth = lambda w, h, b: jnp.sum(w**4)
+    cast = lambda w, h, b: jnp.sum(jnp.sin(w.astype(jnp.float32)) ** 2).astype(w.dtype)
+    mu = lambda h: optax.adam(h, mu_dtype=jnp.float32)
+    run = lambda loss, optimizer, w: metalr.Unrolled(loss, optimizer, w, steps=3)
+    half = w.astype(jnp.bfloat16)
+    data = lambda w, h, b: jnp.mean((X @ w - 1.0) ** 2)
+    rate = jnp.float64(0.1)
+    return [
+        ("loss in float32", run(wide, optax.adam, half), rate, "bfloat16", 1e-2),
+        (
+            "bfloat16",
+            run(fourth, optax.sgd, half),
+            rate.astype(half.dtype),
+            "bfloat16",
+            0.02,
+        ),
+        (
+            "data in float64",
+            run(data, optax.sgd, w.astype(jnp.float32)),
+            rate,
+            "float32",
+            1e-6,
+        ),
+        ("mu_dtype", run(fourth, mu, w), rate, "float32", 1e-6),
+        ("cast", run(cast, optax.adam, w), rate, "float32", 1e-6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "hyper", "dtype", "rtol"),
+    [pytest.param(*run[1:], id=run[0]) for run in low_precision_runs()],
+)
+def test_what_limits_the_precision_is_named_and_no_right_engine_differs(
+    objective, hyper, dtype, rtol
+):
+    engines = [metalr.Reverse(), metalr.Forward()]
+    check = metalr.check_hypergrad(objective, hyper, engines=engines)
+    assert check.verdict == "agrees"
+    assert f"{dtype} limits" in check.precision
+    assert limited(objective, hyper).dtype == np.dtype(dtype)
+    for engine in engines:
+        assert row(check, str(engine)).status in ("agrees", "reference")
+        assert row(check, str(engine)).difference < rtol
+    assert row(check, "inner").status == "agrees"
+
+
+def test_a_derivative_lost_in_bfloat16_is_called_rounding_and_measured():
+    """Summed in bfloat16 the derivative of Σ −η stays at −256: 256 + 1 is 256."""
+
+    def stalled(objective, hyper):
+        value, grad = metalr.Forward()(objective, hyper)
+        low = jax.tree.leaves(objective)[0].dtype == jnp.bfloat16
+        return metalr.HyperGradient(value, grad * 0.0 - 256.0 if low else grad)
+
+    line = lambda p, h, b: p
+    L = metalr.Unrolled(line, optax.sgd, jnp.bfloat16(0.0), steps=1000)
+    check = metalr.check_hypergrad(L, 1e-3, engines=[stalled])
+    found = check.rows[0]
+    assert found.status == "rounding"
+    assert found.difference == pytest.approx(0.744)
+    assert "in float64 it agrees: bfloat16 limits" in found.reason
+    assert float(check.grad) == pytest.approx(-1000.0, rel=1e-12)
+
+
+def test_a_program_that_takes_no_other_dtype_is_checked_in_its_own():
+    def loss(w, h, b):
+        start = jnp.float32(0.0)
+        return jax.lax.fori_loop(0, 2, lambda i, s: s + jnp.sum(w**4), start)
+
+    L = metalr.Unrolled(loss, optax.sgd, jnp.ones(2, jnp.float32), steps=2)
+    check = metalr.check_hypergrad(L, jnp.float32(0.01), engines=[metalr.Forward()])
+    assert check.verdict == "agrees"
+    assert "float32 limits it: it is fixed in the loss" in check.precision
+
+
+def test_keys_in_the_batches_are_no_obstacle():
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def loss(w, h, key):
+        return jnp.sum((w * jax.random.bernoulli(key, 0.5, (3,)) - 1.0) ** 2)
+
+    L = metalr.Unrolled(loss, optax.sgd, jnp.zeros(3), steps=4, batches=keys)
+    check = metalr.check_hypergrad(L, 0.1, engines=[metalr.Reverse(), metalr.Forward()])
+    assert check.verdict == "agrees"
+    mask = np.stack([jax.random.bernoulli(key, 0.5, (3,)) for key in keys])
+    count = mask.sum(axis=0)  # w_i = 1 − (1 − 2η)^count, the last mask decides
+    gone = (1 - 0.2) ** count
+    exact = np.sum(mask[-1] * 2 * gone * count * -2.0 * (1 - 0.2) ** (count - 1.0))
+    assert float(check.grad) == pytest.approx(exact, rel=1e-12)
+
+
+def test_engines_that_a_custom_vjp_stops_are_rows_that_say_so():
+    @jax.custom_vjp
+    def sin(x):
+        return jnp.sin(x)
+
+    sin.defvjp(lambda x: (jnp.sin(x), jnp.cos(x)), lambda c, g: (c * g,))
+    L = metalr.Unrolled(
+        lambda w, h, b: jnp.sum(sin(w) ** 2), optax.sgd, jnp.ones(2), steps=3
+    )
+    check = metalr.check_hypergrad(L, 0.1, engines=[metalr.Reverse(), metalr.Forward()])
+    assert check.verdict == "agrees"
+    assert row(check, "Forward").status == "refused"
+    assert "custom_vjp" in row(check, "Forward").reason
+    assert row(check, "inner").status == "agrees"
+
+
 # Wrong ones are named.
+
+
+def off_by(error, function):
+    """The function, with a derivative that is `error` of itself too large."""
+    wrong = jax.custom_jvp(function)
+
+    @wrong.defjvp
+    def _(primals, tangents):
+        value, slope = jax.jvp(function, primals, tangents)
+        return value, slope * (1.0 + error)
+
+    return wrong
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3], ids=["value", "value ≫ gradient"])
+def test_an_engine_off_by_twice_the_tolerance_differs(offset):
+    """rtol is √eps = 1.5e-8; 100 roundings of the value are 2e-14 of it."""
+
+    def broken(objective, hyper):
+        value, grad = metalr.Reverse()(objective, hyper)
+        return metalr.HyperGradient(value, grad * (1.0 + 3e-8))
+
+    def near(objective, hyper):
+        value, grad = metalr.Reverse()(objective, hyper)
+        return metalr.HyperGradient(value, grad * (1.0 + 1e-8))
+
+    f = lambda x: offset + jnp.sin(x)
+    engines = [metalr.Forward(), broken, near]
+    check = metalr.check_hypergrad(f, 0.7, engines=engines)
+    assert [r.status for r in check.rows[:3]] == ["reference", "differs", "agrees"]
+
+
+def test_a_wrong_rule_that_all_engines_share_is_called_just_above_the_tolerance():
+    """Differences of a smooth function resolve 1e-12: rtol decides."""
+    engines = [metalr.Reverse(), metalr.Forward()]
+    for error, verdict in ((3e-8, "differs"), (5e-9, "agrees")):
+        wrong = off_by(error, jnp.sin)
+        check = metalr.check_hypergrad(lambda x, f=wrong: f(x), 0.7, engines=engines)
+        assert check.verdict == verdict
+        assert row(check, "finite").tolerance < 2e-8
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_the_error_that_differences_claim_is_of_the_size_of_rounding(offset):
+    """At the best step h ≈ 1/128 of a smooth function: a few eps · |f| / h."""
+    found = differentiate(lambda s: offset + np.sin(0.7 + s), 1.0, FLOAT64)
+    rounding = np.finfo(np.float64).eps * (offset + 1.0)
+    assert abs(found.value - np.cos(0.7)) <= found.error
+    assert found.error < 3e4 * rounding
+
+
+def test_a_wrong_inner_rule_is_found_at_the_step_and_batch_where_it_acts():
+    @jax.custom_vjp
+    def late(w, batch):
+        return jnp.sum(w**2) * batch
+
+    def backward(saved, g):
+        w, batch = saved
+        return 2.0 * w * batch * g * jnp.where(batch == 3.0, 1.001, 1.0), None
+
+    late.defvjp(lambda w, b: (late(w, b), (w, b)), backward)
+    batches = jnp.ones(6).at[4].set(3.0)
+    L = metalr.Unrolled(
+        lambda w, h, b: late(w, b), optax.sgd, jnp.ones(2), steps=6, batches=batches
+    )
+    check = metalr.check_hypergrad(L, 0.1, engines=[metalr.Reverse()])
+    found = row(check, "inner")
+    assert (found.status, found.leaf) == ("differs", "params at step 4")
+    assert found.difference == pytest.approx(1e-3, rel=1e-2)
+    assert "of all 6 steps" in found.reason
+    assert check.verdict == "differs"
+    assert "params at step 4" in check.reason
+
+
+def test_of_a_long_run_the_steps_looked_at_are_counted_and_reach_both_ends():
+    steps = chosen_steps(1000, jax.random.key(0))
+    assert steps.size == np.unique(steps).size == 256
+    assert (steps[0], steps[-1]) == (0, 999)
+    assert np.max(np.diff(steps)) < 60
+    np.testing.assert_array_equal(chosen_steps(7, jax.random.key(0)), np.arange(7))
 
 
 def test_a_wrong_derivative_rule_of_the_loss_is_found():
@@ -236,6 +437,31 @@ def test_a_derivative_that_is_nan_where_the_value_is_not_is_not_finite():
     with pytest.raises(metalr.HypergradientError, match="not finite"):
         metalr.check_hypergrad(
             L, 0.1, engines=[metalr.Reverse()], raise_on_mismatch=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("hyper", "reason"),
+    [
+        ({"rate": jnp.nan}, r"hyper\['rate'\] is not finite: pass a number"),
+        ({"rate": 1e3}, "the run itself ends at .*metalr.diagnose"),
+    ],
+    ids=["nan", "diverged"],
+)
+def test_a_run_that_is_not_finite_has_a_verdict(hyper, reason):
+    L = metalr.Unrolled(
+        lambda w, h, b: jnp.sum(w**4),
+        lambda h: optax.sgd(h["rate"]),
+        jnp.ones(2),
+        steps=9,
+    )
+    check = metalr.check_hypergrad(L, hyper, engines=[metalr.Reverse()])
+    assert check.verdict == "not finite"
+    assert re.search(reason, check.reason)
+    assert check.rows[0].status == "not finite"
+    with pytest.raises(metalr.HypergradientError, match="not finite"):
+        metalr.check_hypergrad(
+            L, hyper, engines=[metalr.Reverse()], raise_on_mismatch=True
         )
 
 

@@ -127,6 +127,7 @@ def test_the_total_sums_the_rows():
     [
         (Conv(4, 3), 3 * 3 * 2),
         (Conv(6, 3, 2, dilation=2, groups=2), 3 * 3),
+        (Conv(2, 3, dilation=2), 3 * 3 * 2),
         (Pool(3, 2, padding=1, kind="average"), 3 * 3),
     ],
 )
@@ -231,6 +232,18 @@ def test_the_field_is_the_extent_of_the_jacobian(name):
                     assert places[-1] == high
                 assert places[0] >= low
                 assert places[-1] <= high
+
+
+def test_a_tap_on_a_later_layers_padding_sees_nothing_of_the_image():
+    """A pool of 2 ends before the fifth pixel, and the padding after it is no pixel."""
+    layers, shape = [Pool(2, kind="average"), Conv(1, 3)], (5, 5, 1)
+    params = jax.tree.map(jnp.ones_like, init(jax.random.key(0), layers, shape))
+    unit = lambda image: apply(layers, params, image[None])[0, 1, 1, 0]
+    seen = jnp.flatnonzero(jnp.any(jax.grad(unit)(jnp.zeros(shape)) != 0.0, (1, 2)))
+    field = fields(layers, shape)[-1]
+    center = field.offset[0] + field.jump
+    assert [center - (field.size - 1) / 2, center + (field.size - 1) / 2] == [0.0, 5.0]
+    assert seen.tolist() == [0, 1, 2, 3]  # not 4, which lies in the box
 
 
 def test_the_effective_field_is_the_spread_of_the_paths():

@@ -179,11 +179,11 @@ def test_the_list_and_the_help_name_every_experiment(capsys):
         assert "experiment: " + name in capsys.readouterr().out
 
 
-def load(text, tmp_path, **options):
+def load(text, tmp_path, *, dtype="float64", **options):
     path = tmp_path / "table.csv"
     path.write_text(text, encoding="utf-8")
     table = data.CsvData(kind="csv", path=str(path), target="y", **options)
-    return data.load_regression(table, seed=0, dtype="float64")
+    return data.load_regression(table, seed=0, dtype=dtype)
 
 
 def test_a_csv_is_read_and_its_standardization_recorded(tmp_path):
@@ -197,6 +197,16 @@ def test_a_csv_is_read_and_its_standardization_recorded(tmp_path):
         {"name": "b", "mean": 5.0, "scale": pytest.approx(6**0.5)}
     ]
     assert description["target"]["mean"] == pytest.approx(19 / 3)
+
+
+def test_time_stamps_survive_float32_and_what_is_dropped_is_named(tmp_path):
+    text = "time,same,y\n1700000000,7,1\n1700000001,7,2\n1700000003,7,4\n"
+    X, t, description = load(text, tmp_path, dtype="float32")
+    assert X.dtype == "float32"
+    np.testing.assert_allclose(X[:, 0], t, rtol=1e-6)
+    np.testing.assert_allclose(np.std(X[:, 0]), 1.0, rtol=1e-6)
+    assert description["constant_columns"] == ["same"]
+    assert not np.any(X[:, 1])
 
 
 @pytest.mark.parametrize(

@@ -24,17 +24,17 @@ entry(main)
 """
 
 IN_XLA = """
-    import jax
-    endless = jax.jit(lambda: jax.lax.while_loop(lambda i: i >= 0, lambda i: i, 1))
-    compiled = endless.lower().compile()
+    import jax  # XLA does not see that a sine stays above -2
+    endless = lambda x: jax.lax.while_loop(lambda x: x > -2.0, jax.numpy.sin, x)
+    compiled = jax.jit(endless).lower(1.0).compile()
     import threading  # "ready" comes from within the program, or nearly so
     threading.Timer(0.5, print, ["ready"], {"file": sys.stderr, "flush": True}).start()
-    compiled().block_until_ready()
+    compiled(1.0).block_until_ready()
 """
 
 IN_PYTHON = """
-    print("ready", file=sys.stderr, flush=True)
     try:
+        print("ready", file=sys.stderr, flush=True)
         import time; time.sleep(1000)
     finally:
         print("closed")

@@ -24,7 +24,44 @@ def test_a_constant_column_becomes_zero_and_keeps_its_scale():
     X = jnp.full((5, 1), 0.1)  # the mean of five 0.1 is not 0.1
     Z, recorded = regression.standardize(X)
     assert_close(Z, jnp.zeros((5, 1)), rtol=0)
-    assert_close(recorded.scale, jnp.ones(1), rtol=0)
+    assert_close(recorded.scale, np.ones(1), rtol=0)
+    assert recorded.constant.all()
+    assert_close(recorded(X + 1.0), jnp.zeros((5, 1)), rtol=0)  # elsewhere too
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"), [(100.0, 1.0), (300.0, 10.0), (1e7, 4.0)]
+)
+def test_a_float32_column_keeps_what_it_holds_however_many_rows(mean, deviation):
+    draws = np.random.default_rng(0).normal(size=10**5)
+    X = np.stack([draws, mean + deviation * draws], axis=1).astype("float32")
+    Z, recorded = regression.standardize(jnp.asarray(X))
+    exact = (X - np.mean(X, 0, np.float64)) / np.std(X, 0, np.float64)
+    assert Z.dtype == "float32"
+    assert not recorded.constant.any()
+    assert_close(np.asarray(Z, np.float64), exact, rtol=1e-6, atol=1e-7)
+    assert_close(np.std(Z, axis=0, dtype=np.float64), np.ones(2), rtol=1e-6)
+
+
+def test_a_narrow_dtype_is_standardized_in_float64():
+    X = jnp.linspace(0.0, 300.0, 1000).astype(jnp.bfloat16)[:, None]
+    Z, recorded = regression.standardize(X)
+    assert Z.dtype == jnp.bfloat16
+    assert_close(recorded.scale, np.std(np.asarray(X, np.float64), 0), rtol=1e-13)
+
+
+def test_rounding_of_the_last_place_is_no_information_and_one_more_place_is():
+    one = np.array([0.1 + 0.2, 0.3, 0.3])[:, None]
+    two = np.array([0.3, 0.3, 0.3 * (1 + 2**-50)])[:, None]
+    assert regression.standardize(one)[1].constant.all()
+    assert not regression.standardize(two)[1].constant.any()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_extreme_units_neither_over_nor_underflow(scale):
+    X, _ = random_regression(9, 2)
+    Z, _ = regression.standardize(scale * np.asarray(X))
+    assert_close(Z, regression.standardize(X)[0], rtol=1e-13)
 
 
 def test_a_batch_of_row_indices_is_the_mean_over_those_rows():
@@ -66,6 +103,9 @@ def bad_calls():
     key = jax.random.key(0)
     make = lambda *a, **k: regression.with_spectrum(key, *a, **k)
     return {
+        "column 1 of X": lambda: regression.standardize(np.array([[1.0, np.nan]])),
+        "n ≥ 1": lambda: regression.standardize(np.ones((0, 2))),
+        "outside of jit": lambda: jax.jit(regression.standardize)(jnp.ones((2, 2))),
         "positive numbers": lambda: make([1.0, 0.0], n=3),
         "too small": lambda: make([1.0, 2.0], n=2, minimum=0.1),
         "must not be negative": lambda: make([1.0], n=2, weights=-1.0),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import metalr
 from metalr.theory import stochastic
 from tests.theory import helpers
 
@@ -42,6 +43,63 @@ def test_many_draws_a_step_approach_full_gradient_descent():
     gaps = [float(loss(size)) - expected for size in (10**3, 10**6)]
     assert 0 < gaps[0] < 1e-2
     np.testing.assert_allclose(gaps[0] / gaps[1], 1000, rtol=1e-2)
+
+
+INTERPOLATED = jnp.array([[1.0], [2.0]]), jnp.zeros(2)  # one weight, from 1
+
+
+@pytest.mark.parametrize("steps", [1, 30, 300])
+def test_where_the_data_are_interpolated_the_loss_has_no_floor(steps):
+    # One weight: each step multiplies E w² by the mean of (1 − 2ηx²)².
+    factor = np.mean((1.0 - 2.0 * 0.1 * np.array([1.0, 2.0]) ** 2) ** 2)
+    found = stochastic.sgd_expected_loss(*INTERPOLATED, 0.1, steps, w0=jnp.ones(1))
+    np.testing.assert_allclose(found, 2.5 * factor**steps, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (4, 4)])
+def test_a_rank_deficient_interpolation_shrinks_by_its_spectral_radius(shape):
+    rng = np.random.default_rng(0)
+    X = np.outer(rng.normal(size=shape[0]), rng.normal(size=shape[1]))  # rank 1
+    w0, eta = rng.normal(size=shape[1]), 0.3 / np.max(np.sum(X**2, axis=1))
+    factor = np.mean((1.0 - 2.0 * eta * np.sum(X**2, axis=1)) ** 2)
+    found = stochastic.sgd_expected_loss(
+        jnp.array(X), jnp.zeros(shape[0]), eta, 200, w0=jnp.array(w0)
+    )
+    expected = np.mean((X @ w0) ** 2) * factor**200
+    assert expected < 1e-20
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_the_rate_is_learned_at_a_horizon_where_the_loss_is_tiny():
+    loss = lambda eta: stochastic.sgd_expected_loss(
+        *INTERPOLATED, eta, 50, w0=jnp.ones(1)
+    )
+    learned = metalr.learn(loss, 0.1, outer_optimizer=metalr.Newton(), steps=60)
+    assert learned.converged
+    np.testing.assert_allclose(learned.hyper, 5.0 / 34.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3)])
+def test_derivatives_in_the_data_need_no_derivative_of_the_coordinates(shape):
+    rng = np.random.default_rng(4)
+    X, w = rng.normal(size=shape), rng.normal(size=shape[1])
+    X[:, -1] = X[:, 0]  # singular directions that are not unique
+    directions = rng.normal(size=shape), rng.normal(size=shape[0])
+
+    def loss(s):  # from data that are interpolated, at s = 0
+        X_, t = X + s * directions[0], X @ w + s * directions[1]
+        return stochastic.sgd_expected_loss(jnp.asarray(X_), jnp.asarray(t), 0.2, 3)
+
+    h = 1e-4
+    up, here, down = (
+        helpers.sgd_by_enumeration(
+            X + s * directions[0], X @ w + s * directions[1], [0.2] * 3
+        )
+        for s in (h, 0.0, -h)
+    )
+    np.testing.assert_allclose(jax.grad(loss)(0.0), (up - down) / (2 * h), rtol=1e-6)
+    second = (up - 2 * here + down) / h**2
+    np.testing.assert_allclose(jax.hessian(loss)(0.0), second, rtol=1e-5)
 
 
 def test_derivatives_are_those_of_the_enumerated_mean():

@@ -1,0 +1,108 @@
+"""The inner gradient along the run, against differences of the inner loss."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._types import Hyper, Params, Scalar
+from ..runs.run import floats_of
+from ..runs.unrolled import State, Unrolled
+from ._differences import Slope, shifts, slopes
+from ._precision import Precise
+
+MOST_STEPS = 256
+"""Steps that are looked at; of a longer run, its ends and random ones between."""
+
+
+class InnerSlopes(NamedTuple):
+    """At each step that was looked at: along a direction, and by differences."""
+
+    steps: np.ndarray
+    products: np.ndarray
+    losses: np.ndarray
+    slopes: Slope  # of arrays
+
+
+def chosen_steps(steps: int, key: Array) -> np.ndarray:
+    """All steps, or the first, the last, and random ones between."""
+    if steps <= MOST_STEPS:
+        return np.arange(steps)
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    between = 1 + random.choice(steps - 2, MOST_STEPS - 2, replace=False)
+    return np.array([0, *np.sort(between), steps - 1])
+
+
+def inner_slopes(precise: Precise, key: Array) -> InnerSlopes:
+    """What the optimizer is given, along a random direction in each step.
+
+    A wrong derivative rule in the loss changes the run itself, and all engines agree on
+    it: only the loss can tell. Costs 9 runs (float64), and 27 numbers a step.
+    """
+    objective, hyper, dtype = precise
+    assert isinstance(objective, Unrolled)
+    chosen = chosen_steps(objective.steps, key)
+    wanted = np.isin(np.arange(objective.steps), chosen)
+    products, values = _along(
+        objective, objective.prepare(hyper), key, wanted, shifts(dtype)
+    )
+    products, values = np.asarray(products)[chosen], np.asarray(values)[chosen]
+    return InnerSlopes(chosen, products, values[:, 0], slopes(values.T, dtype))
+
+
+@jax.jit
+def _along(
+    objective: Unrolled, hyper: Hyper, key: Array, wanted: Array, shifts: Array
+) -> tuple[Array, Array]:
+    """(T,) products and (T, shifts) losses; zeros at the steps that are not wanted."""
+
+    def body(state: State, x: tuple[Array, Array]) -> tuple[State, Any]:
+        index, look = x
+        key_here = jax.random.fold_in(key, index)
+        at = _At(objective, hyper, state.params, index)
+        seen = lambda: _seen(at, key_here, shifts)
+        nothing = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(seen))
+        return objective.step(hyper, state, index)[0], jax.lax.cond(look, seen, nothing)
+
+    indices = jnp.arange(objective.steps)
+    return jax.lax.scan(body, objective.init(hyper), (indices, wanted))[1]
+
+
+class _At(NamedTuple):
+    """A step that is about to be made."""
+
+    objective: Unrolled
+    hyper: Hyper
+    params: Params
+    step: Array
+
+
+def _seen(at: _At, key: Array, shifts: Array) -> tuple[Scalar, Array]:
+    loss = at.objective.inner_loss(at.hyper, at.step)
+    grads = _floats(at.objective.gradients(at.hyper, at.params, at.step)[1])[0]
+    params, rebuild = _floats(at.params)
+    tangents = [_tangent(jax.random.fold_in(key, i), w) for i, w in enumerate(params)]
+
+    def moved(shift: Scalar) -> Scalar:
+        pairs = zip(params, tangents, strict=True)
+        return loss(rebuild([w + shift.astype(w.dtype) * t for w, t in pairs]))
+
+    wide = shifts.dtype
+    pairs = zip(grads, tangents, strict=True)
+    products = [jnp.sum(g.astype(wide) * t.astype(wide)) for g, t in pairs]
+    return jnp.stack(products).sum(), jax.lax.map(moved, shifts)
+
+
+def _floats(params: Params) -> tuple[list[Array], Any]:
+    floats, rebuild = floats_of(State(params, ()))
+    return floats, lambda new: rebuild(new).params
+
+
+def _tangent(key: Array, weights: Array) -> Array:
+    """Entries of the size of the weights', so that no sign is changed."""
+    size = jnp.sqrt(jnp.mean(weights**2))
+    size = jnp.where(size == 0.0, jnp.ones_like(size), size)
+    ratio = jax.random.uniform(key, weights.shape, weights.dtype, -1.0, 1.0)
+    return jnp.where(weights != 0.0, jnp.abs(weights), size) * ratio
