@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
-from experiments._command.config import ExperimentConfig, Model
-from experiments._command.runner import Record
+from experiments._command.config import Model
+from experiments._command.experiment import ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.networks import NOTES, LayerConfig, to_layers
 from metalr import convnet

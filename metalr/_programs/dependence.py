@@ -82,7 +82,7 @@ def _differentiable(eqn: JaxprEqn, facts: Facts) -> Facts:
     return facts if smooth and eqn.primitive.name not in _FLAT else _NOTHING
 
 
-Paths: TypeAlias = list[set[int]]
+Paths: TypeAlias = list[Facts]
 """For each output, the operands that its derivative reaches."""
 
 
@@ -96,7 +96,10 @@ def _by_own_rule(known: dict[int, tuple[JaxprEqn, Paths]]) -> Any:
         if id(eqn) not in known:
             known[id(eqn)] = eqn, rules[eqn.primitive.name](eqn)
         _, paths = known[id(eqn)]
-        return [_NOTHING.union(*(facts[i] for i in path)) for path in paths]
+        return [
+            _NOTHING.union(*(facts[i] for i in range(len(facts)) if i in path))
+            for path in paths
+        ]
 
     return call
 
@@ -112,8 +115,7 @@ def _pushed(eqn: JaxprEqn) -> Paths:
 
     program = jax.make_jaxpr(push)(operands, [operands[i] for i in smooth])
     inputs = [*[_NOTHING] * len(operands), *(frozenset({i}) for i in smooth)]
-    reached = propagate(program, inputs, lambda _, facts: facts)
-    return [set(facts) for facts in reached]
+    return propagate(program, inputs, lambda _, facts: facts)
 
 
 def _pulled(eqn: JaxprEqn) -> Paths:
@@ -135,7 +137,7 @@ def _pulled(eqn: JaxprEqn) -> Paths:
     inputs = [*[_NOTHING] * len(operands), *(frozenset({j}) for j in places)]
     reached = propagate(program, inputs, lambda _, facts: facts)
     return [
-        {i for i, facts in zip(smooth, reached, strict=True) if j in facts}
+        frozenset(i for i, facts in zip(smooth, reached, strict=True) if j in facts)
         for j in range(len(outputs))
     ]
 
