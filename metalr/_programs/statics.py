@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-from jax.tree_util import PyTreeDef
 
 from .compiled import identity
 
@@ -12,7 +11,7 @@ from .compiled import identity
 class Form(NamedTuple):
     """A pytree without its arrays: hashable, equal where the static parts are."""
 
-    structure: PyTreeDef
+    structure: Any  # a PyTreeDef
     static: tuple[tuple[int, "Static"], ...]  # leaves that are no arrays, by place
 
 

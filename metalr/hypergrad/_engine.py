@@ -23,8 +23,8 @@ class Engine(Protocol[Result_co]):
     """How a hypergradient is computed: a function with frozen, hashable options.
 
     An engine of one's own is any such function that returns a NamedTuple beginning
-    `value, grad`. It may take a run apart (`metalr.runs.run`). What it says of itself is
-    optional:
+    `value, grad`. It may take a run apart (`metalr.runs.run`). What it says of itself
+    is optional:
 
     - `derivative_free = True`: it takes no derivative, and objectives that have none.
     - `with_run(objective, hyper) -> (result, Run)`: see `hypergradient_and_run`.

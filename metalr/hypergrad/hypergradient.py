@@ -160,9 +160,9 @@ def _warn_of_narrow_leaves(objective: Any, hyper: Hyper) -> None:
     for (path, leaf), bar in zip(paths, moved, strict=True):
         if bar is not None and jnp.finfo(leaf.dtype).bits < 32:
             warnings.warn(
-                f"{path_name('state', path)} is {leaf.dtype}: its derivative is carried "
-                "from step to step in that dtype, to 2 or 3 digits; keep it in float32 "
-                "(optax: mu_dtype, accumulator_dtype) where that matters",
+                f"{path_name('state', path)} is {leaf.dtype}: its derivative is carried"
+                " from step to step in that dtype, to 2 or 3 digits; keep it in float32"
+                " (optax: mu_dtype, accumulator_dtype) where that matters",
                 PrecisionWarning,
                 stacklevel=2,
             )

@@ -27,7 +27,7 @@ class ImplicitHyperGradient(NamedTuple):
     value: Scalar
     grad: Hyper
     linear_residual: Float[Array, "*batch"]
-    r"""$\|Hq - \nabla_w F\| / \|\nabla_w F\|$ of the q used; 0 where $\nabla_w F = 0$."""
+    r"""$\|Hq - \nabla_w F\| / \|\nabla_w F\|$ of the q used; 0 where both are 0."""
     stationarity: Float[Array, "*batch"]
     r"""$\|\nabla_w \ell(w_T)\|$, of the mean over batches where there are some."""
 
@@ -140,6 +140,7 @@ class Implicit(Options):
     def __call__(self, objective: Objective, hyper: Hyper) -> ImplicitHyperGradient:
         """Run without derivative, then solve one linear system at the end."""
         self.refuse(objective, hyper)
+        assert isinstance(objective, Unrolled)
         prepared = objective.prepare(hyper)
         end = _minimizer(objective, prepared, self)
         value, (by_hyper, by_params) = jax.value_and_grad(

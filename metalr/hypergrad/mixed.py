@@ -22,10 +22,11 @@ class Mixed(Options):
     per-step rematerialization it gains little in memory, and some time.
 
     Where the field is not a gradient (a `stop_gradient`, a `custom_vjp` or a
-    `custom_jvp` in the loss), with `model_state`, and for a `Rollout`, whose step has no
-    loss of its own, the pullback is `jax.vjp` of one step: right for every step, and it
-    keeps what that one step computes. Its result can be batched by `vmap` and differentiated again:
-    `Mixed()` in both modes, `Mixed(checkpoints=n)` in forward mode.
+    `custom_jvp` in the loss), with `model_state`, and for a `Rollout`, whose step has
+    no loss of its own, the pullback is `jax.vjp` of one step: right for every step, and
+    it keeps what that one step computes. The result can be batched by `vmap` and
+    differentiated again: `Mixed()` in both modes, `Mixed(checkpoints=n)` in forward
+    mode.
 
     Args:
         checkpoints: states to keep; None keeps all.

@@ -35,12 +35,13 @@ class PersistentES(Smoothing):
     derivative in the common η is the sum of those in each window's copy, and by Stein's
     identity each of these is $E[L_T\,\varepsilon_k]/\sigma$. Of the published sum over
     windows only the last term stays where the value is that of the end alone; with
-    `outer_weights` each window's part of it meets the ξ of that window. The start, and the optimizer's state at first, see the noise of the first
-    window; the outer loss sees that of the last. One window (W ≥ T) is
-    `EvolutionStrategies`; W = 1 on quadratics is the gradient of
-    `metalr.theory.estimators.per_step_smoothed_loss`, which is much closer to L_T than
-    the smoothing of a whole run is. Its price is variance, in proportion to T at a
-    given W: every window's noise counts, whether or not its influence is still felt.
+    `outer_weights` each window's part of it meets the ξ of that window. The start, and
+    the optimizer's state at first, see the noise of the first window; the outer loss
+    sees that of the last. One window (W ≥ T) is `EvolutionStrategies`; W = 1 on
+    quadratics is the gradient of `metalr.theory.estimators.per_step_smoothed_loss`,
+    which is much closer to L_T than the smoothing of a whole run is. Its price is
+    variance, in proportion to T at a given W: every window's noise counts, whether or
+    not its influence is still felt.
 
     A truncated gradient, by contrast, has less variance and a bias: see `Truncated`.
     Everything else (value, standard error, what a key means, diverged runs) is as in
@@ -158,7 +159,7 @@ def _both(
     noise: Hyper,
     *states: State,
 ) -> Any:
-    r"""`function(hyper, *state)` of the two particles, at $\eta \pm \sigma\varepsilon$."""
+    r"""`function(hyper, *state)` of both particles, at $\eta \pm \sigma\varepsilon$."""
 
     def one(sign: Array, *state: State) -> Any:
         return function(objective.prepare(shifted(hyper, sigma, noise, sign)), *state)

@@ -29,8 +29,8 @@ class Reverse(Options):
     two and a half), and pulls back through each: with one Hessian-vector product where
     the inner field is a gradient, else (a `Rollout`, a `stop_gradient` or a rule of
     one's own in the loss) by `jax.vjp` of the step. It is an explicit sweep: its result
-    can be batched by `vmap` and differentiated in forward mode (`jax.jacfwd`: a Hessian in
-    bounded memory); reverse mode through it raises JAX's error on loops.
+    can be batched by `vmap` and differentiated in forward mode (`jax.jacfwd`: a Hessian
+    in bounded memory); reverse mode through it raises JAX's error on loops.
 
     Args:
         checkpoints: states to keep, or None.

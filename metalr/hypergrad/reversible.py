@@ -219,10 +219,8 @@ def _reverse(
         return (state, adjoint, overflow), None
 
     value = jax.eval_shape(run.turn, first, None).value
-    zeros = _Adjoint(
-        *jax.tree.map(jnp.zeros_like, (start, start, prepared)),
-        jnp.zeros((), value.dtype),
-    )
+    params, trace, none = jax.tree.map(jnp.zeros_like, (start, start, prepared))
+    zeros = _Adjoint(params, trace, none, jnp.zeros((), value.dtype))
     carry = (first, zeros, jnp.array(False))
     directions = jnp.array([True, False])
     (state, adjoint, overflow), _ = jax.lax.scan(phase, carry, directions)
@@ -393,7 +391,8 @@ class _Run(NamedTuple):
         end, by = jax.value_and_grad(value, argnums=(0, 1, 2))(
             params, trace, self.hyper
         )
-        return _Adjoint(*by, end)
+        by_params, by_trace, by_hyper = by
+        return _Adjoint(by_params, by_trace, by_hyper, end)
 
     def to_hyper(self, adjoint: _Adjoint, hyper: Hyper) -> Hyper:
         """The gradient in the dtypes of the user's hyper, through the start as well."""

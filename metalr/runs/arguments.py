@@ -20,6 +20,7 @@ def is_function(value: Any) -> bool:
 
 
 def strong(leaf: Any) -> Array:
+    """As an array, not weakly typed: one compilation for all."""
     array = jnp.asarray(leaf)
     return jnp.asarray(array, array.dtype)  # not weakly typed: one compilation
 
@@ -57,6 +58,11 @@ def params_of(params: Any, name: str) -> Params:
 
 
 def batches_of(batches: Any, steps: int) -> PyTree:
+    """Batches as arrays, one for each step.
+
+    Raises:
+        ValueError: for another length, or a list of batches.
+    """
     if isinstance(batches, list) and len(batches) == steps and steps > 0:
         msg = (
             f"batches is a list of length {steps} = steps: one batch a step is one "
@@ -70,6 +76,11 @@ def batches_of(batches: Any, steps: int) -> PyTree:
 
 
 def weights_of(weights: Any, steps: int) -> Array:
+    """Outer weights as an array of steps + 1 floats.
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
     array = strong(weights)
     if array.shape != (steps + 1,) or not is_float(array):
         msg = (
@@ -81,6 +92,7 @@ def weights_of(weights: Any, steps: int) -> Array:
 
 
 def takes_opt_state(outer_loss: Any) -> bool:
+    """Whether an outer loss asks for the optimizer's state, by the name `opt_state`."""
     try:
         return "opt_state" in inspect.signature(outer_loss).parameters
     except (TypeError, ValueError):  # not a Python function
@@ -91,9 +103,9 @@ def real_scalar(value: Any, name: str) -> Any:
     """The value itself, if its shape and dtype are those of a loss."""
     if isinstance(value, tuple):
         msg = (
-            f"{name} returned a tuple, but must return one real scalar: what it carries"
-            " along or measures goes into model_state, with which the inner loss returns"
-            " (scalar, new_model_state)"
+            f"{name} returned a tuple, but must return one real scalar: what it "
+            "carries along or measures goes into model_state, with which the inner loss "
+            "returns (scalar, new_model_state)"
         )
         raise ValueError(msg)
     if not hasattr(value, "dtype"):
@@ -108,6 +120,11 @@ def real_scalar(value: Any, name: str) -> Any:
 
 
 def pair(result: Any) -> tuple[Any, Any]:
+    """What a loss with model_state returns.
+
+    Raises:
+        ValueError: if it is not a pair.
+    """
     if not isinstance(result, tuple) or len(result) != 2:
         msg = (
             "with model_state the loss must return (scalar, new_model_state), but it "

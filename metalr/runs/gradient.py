@@ -1,7 +1,7 @@
 r"""The inner field, and how cotangents go back through it.
 
-The pullback of $g = \nabla_w\ell$ is $v \mapsto (\partial g/\partial w)^\top v$. Where g
-is the gradient of what the loss computes, $\partial g/\partial w$ is its Hessian,
+The pullback of $g = \nabla_w\ell$ is $v \mapsto (\partial g/\partial w)^\top v$. Where
+g is the gradient of what the loss computes, $\partial g/\partial w$ is its Hessian,
 symmetric, and the pullback is a forward-mode product: nothing that the gradient
 computes is kept. With a `stop_gradient` or a derivative rule of someone's own in the
 loss it need not be, and the pullback is `jax.vjp` of the gradient itself.

@@ -29,14 +29,17 @@ def _added_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 def moved(wide: Array, update: Array, new: Array) -> Array:
+    """The parameter `new` = narrow + update as the loop carries it."""
     return new if new.dtype == wide.dtype else _added(wide, update, new)
 
 
 def wide(leaf: Any) -> Any:
+    """A leaf as the loop carries it."""
     return at_least_float32(leaf) if is_float(leaf) else leaf
 
 
 def cast(hyper: Hyper, dtype: Any) -> Hyper:
+    """All leaves in one dtype."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), hyper)
 
 
@@ -48,4 +51,5 @@ def like(tree: PyTree, shapes: PyTree) -> PyTree:
 
 
 def widest(params: Params) -> Any:
+    """The dtype that the float leaves have in common."""
     return jnp.result_type(*[x.dtype for x in jax.tree.leaves(params) if is_float(x)])

@@ -1,5 +1,6 @@
 """Any dynamical system as a run: what is unrolled need not be an optimizer."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from .run import State, Unroll
 
 
 @jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class Rollout(Unroll):
     r"""The value at the end of `steps` steps of any system, as a function of hyper.
 
@@ -59,6 +61,13 @@ class Rollout(Unroll):
         0.015625 0.1875 [1.   0.5  0.25]
     """
 
+    _step: Any
+    _init: Any
+    _value: Any
+    _inputs: Any
+    steps: int
+    checkpoints: int | None
+
     def __init__(
         self,
         step: Callable[[Any, Any, Any], tuple[Any, Any]],
@@ -88,10 +97,6 @@ class Rollout(Unroll):
         for name, part in zip(names, (*parts, steps, checkpoints), strict=True):
             object.__setattr__(self, name, part)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        msg = f"a Rollout is frozen: make a new one to change {name} to {value!r}"
-        raise AttributeError(msg)
-
     def init(self, hyper: Hyper) -> State:
         """The state before the first step."""
         return _arrays(self._init(hyper)) if is_function(self._init) else self._init
@@ -107,8 +112,9 @@ class Rollout(Unroll):
         made = self._step(state, hyper, x)
         if not isinstance(made, tuple) or len(made) != 2:
             msg = (
-                "step must return (state, record), as the body of lax.scan does, but it "
-                f"returned {type(made).__name__}: return (state, None) to record nothing"
+                "step must return (state, record), as the body of lax.scan does, but "
+                f"it returned {type(made).__name__}: return (state, None) to record "
+                "nothing"
             )
             raise ValueError(msg)
         return _same(state, made[0]), made[1]

@@ -46,7 +46,7 @@ class State(NamedTuple):
     """What one inner step hands to the next."""
 
     params: Params  # leaves narrower than float32 are carried as float32
-    opt_state: optax.OptState
+    opt_state: Any
     model_state: PyTree = None
     total: Any = None  # of the weighted outer losses so far
 
