@@ -104,8 +104,8 @@ def real_scalar(value: Any, name: str) -> Any:
     if isinstance(value, tuple):
         msg = (
             f"{name} returned a tuple, but must return one real scalar: what it "
-            "carries along or measures goes into model_state, with which the inner loss "
-            "returns (scalar, new_model_state)"
+            "carries along or measures goes into model_state, with which the inner "
+            "loss returns (scalar, new_model_state)"
         )
         raise ValueError(msg)
     if not hasattr(value, "dtype"):

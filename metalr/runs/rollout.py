@@ -156,8 +156,8 @@ def _arrays(state: Any) -> State:
             return strong(leaf)
         except TypeError:
             msg = (
-                f"{path_name('init', path)} = {leaf!r} is {type(leaf).__name__}: a state "
-                "holds arrays, for a loop to carry it"
+                f"{path_name('init', path)} = {leaf!r} is {type(leaf).__name__}: a "
+                "state holds arrays, for a loop to carry it"
             )
             raise ValueError(msg) from None
 
