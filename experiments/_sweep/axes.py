@@ -32,7 +32,6 @@ from pydantic import (
     Discriminator,
     Field,
     FiniteFloat,
-    NonNegativeInt,
     PositiveInt,
     Tag,
     model_validator,
@@ -173,7 +172,7 @@ class Random(Model):
     """Samples: each draws all its axes."""
 
     samples: PositiveInt
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     axes: Annotated[dict[str, RandomAxis], Field(min_length=1)]
 
     def drawn(self) -> list[dict[str, Any]]:
