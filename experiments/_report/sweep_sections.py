@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
-from experiments._command.config import ConfigError
+from experiments._command.config import ConfigError, dotted
 from experiments._report.sections import (
     Failure,
     Picture,
@@ -17,11 +17,14 @@ from experiments._report.sections import (
     question,
     tables,
 )
-from experiments._store.rows import Row, dotted
+from experiments._store.rows import Row
 from experiments._store.store import latest, read, read_meta
 
 MAX_GROUPS = 12
 """Figures are drawn for so many parts of a sweep; the tables show all of it."""
+
+_Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
+"""What is shown of a record, and the record."""
 
 _STATUSES = ("finished", "failed", "timed_out")
 
@@ -64,7 +67,9 @@ def _sweep(
         | {"attempts": row.attempts, "finished at": row.finished_at}
         for row in rows
     ]
-    pairs = ((_merged(row, varying, r), r) for row in rows for r in row.records)
+    pairs = _without_repetition(
+        [(_merged(row, varying, r), r) for row in rows for r in row.records]
+    )
     bad = [row for row in rows if row.status != "finished"]
     return Section(
         title=name,
@@ -119,24 +124,34 @@ def _merged(row: Row, varying: Sequence[str], record: dict) -> dict[str, Any]:
     return axes | named
 
 
+def _without_repetition(pairs: Sequence[_Pair]) -> Sequence[_Pair]:
+    """`record.NAME` goes where it says in every row what NAME says."""
+    names = dict.fromkeys(name for row, _ in pairs for name in row)
+    for name in [name for name in names if name.startswith("record.")]:
+        short = name.removeprefix("record.")
+        if all(row[name] == row[short] for row, _ in pairs if name in row):
+            for row, _ in pairs:
+                row.pop(name, None)
+    return pairs
+
+
 def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     """The experiment's own figures, one set for each group of comparable points."""
+    from experiments._command.experiment import experiment
     from experiments._command.registry import find
 
     if not rows:
         return [], []
     try:
-        module = find(name)
+        subject = experiment(find(name))
     except ConfigError:
         return [], [f"No figures: there is no experiment {name} here."]
-    if not hasattr(module, "figures"):
-        return [], []
     pictures, notes = [], []
-    groups = _groups(rows, together=hasattr(module, "BATCHED"))
+    groups = _groups(rows, together=bool(subject.batched))
     for title, records in list(groups.items())[:MAX_GROUPS]:
         label = f" ({title})" if title else ""
         try:
-            drawn = _svgs(module.figures, records)
+            drawn = _svgs(subject.figures, records)
         except Exception as error:  # noqa: BLE001 (the report says so and goes on)
             notes.append(f"No figure{label}: {type(error).__name__}: {error}")
         else:
