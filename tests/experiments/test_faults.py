@@ -344,9 +344,9 @@ def test_a_store_that_is_moved_away_ends_the_sweep_and_goes_on_when_it_is_back(d
     assert process.returncode == 2
     assert "was moved or deleted while it was written to: put it back" in output
     assert not driver.store.exists()
-    kept = len(store.read(away))
+    away.rename(driver.store)  # its log, if any is left, is still there
+    kept = len(driver.rows())
     assert 0 < kept < 5
-    away.rename(driver.store)
     assert f"{kept} skipped" in driver.run(*points)
     assert len(driver.rows()) == 5
 
@@ -479,7 +479,7 @@ def test_a_port_where_something_else_listens_is_a_clear_error(banner, message):
 
         def answer():
             connection, _ = server.accept()
-            with connection:
+            with connection, contextlib.suppress(ConnectionResetError):
                 connection.sendall(banner)
                 if len(banner) != 2:
                     connection.recv(1)  # until the other side is gone
