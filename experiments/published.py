@@ -146,9 +146,9 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
 
 
 def _influence(config: Config) -> Iterator[Row | Record]:
-    loss, optimizer, params = influence_balancing()
+    step, init, value_of = influence_balancing()
     steps, theta = config.steps, 0.5
-    objective = metalr.Unrolled(loss, optimizer, params, steps=steps)
+    objective = metalr.Rollout(step, init, value=value_of, steps=steps)
     value, exact = metalr.hypergradient(objective, theta)
     yield compared("loss at θ = 0.5", 8.0, float(value), 1e-9)
     yield compared("exact derivative", 24.0, float(exact), 1e-9)
@@ -159,7 +159,13 @@ def _influence(config: Config) -> Iterator[Row | Record]:
     ).hyper
     yield compared("θ*, learned", -1.0 / 6.0, float(learned), 1e-9)
     # One θ a step: the sum over the last K of their derivatives is the truncated one.
-    each = metalr.Unrolled(loss, metalr.per_step(optimizer), params, steps=steps)
+    each = metalr.Rollout(
+        lambda state, thetas, index: step(state, thetas[index], None),
+        init,
+        value=value_of,
+        steps=steps,
+        inputs=lambda index: index,
+    )
     by_step = metalr.hypergradient(each, jnp.full(steps, theta)).grad
     sums = np.cumsum(np.asarray(by_step)[::-1])
     for last, published, digit in (
@@ -180,7 +186,7 @@ def _influence(config: Config) -> Iterator[Row | Record]:
 
 
 def _evolution(
-    config: Config, objective: metalr.Unrolled, theta: float
+    config: Config, objective: metalr.Rollout, theta: float
 ) -> Iterator[Record]:
     """Unbiased: the loss is quadratic in θ, so that smoothing leaves its derivative."""
     key = jax.random.key(config.seed)
