@@ -125,10 +125,11 @@ def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="make an HTML page of results")
     report.add_argument(
         "sources",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="STORE-or-RUN",
-        help="a sweep's store, or the folder of a run (RUNS/EXPERIMENT/ID)",
+        help="a sweep's store, or the folder of a run (RUNS/EXPERIMENT/ID); "
+        "without one: the gallery of all published results",
     )
     report.add_argument(
         "--out", type=Path, default=Path("report.html"), help="the page (report.html)"
@@ -136,11 +137,29 @@ def _add_report(commands: Any) -> None:
     report.set_defaults(action=_report)
 
 
+def _add_publish(commands: Any) -> None:
+    publish = commands.add_parser(
+        "publish", help="keep finished runs; make RESULTS.md and README's table of them"
+    )
+    publish.add_argument(
+        "folders", nargs="*", type=Path, metavar="RUN", help="RUNS/EXPERIMENT/ID"
+    )
+    publish.add_argument(
+        "--check", action="store_true", help="write nothing; 1 if a page is out of date"
+    )
+    publish.add_argument("--name", help="of the record (the name of the run's config)")
+    publish.add_argument(
+        "--configs", type=Path, help="folder of records and figures (configs)"
+    )
+    publish.set_defaults(action=_publish)
+
+
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     _add_run,
     _add_sweep,
     _add_results,
     _add_report,
+    _add_publish,
 )
 
 
@@ -177,7 +196,7 @@ def _list(options: argparse.Namespace) -> int:
     say("\nRun one: python -m experiments run configs/NAME.yaml [key=value …]")
     say("Its options: python -m experiments.NAME --help")
     say("Many points: python -m experiments sweep CONFIG.yaml, then results STORE")
-    say("A page to look at: python -m experiments report STORE-or-RUN…")
+    say("A page to look at: python -m experiments report [STORE-or-RUN…]")
     return 0
 
 
@@ -228,10 +247,28 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from experiments._report.page import write_report
+    from experiments._report.page import write_gallery, write_report
 
-    write_report(options.sources, options.out)
+    if options.sources:
+        write_report(options.sources, options.out)
+    else:
+        write_gallery(options.out)
     say(str(options.out))
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from experiments._report.publish import faults, publish
+    from experiments._report.records import CONFIGS
+
+    configs = options.configs or CONFIGS
+    if options.check:
+        found = faults(configs)
+        for fault in found:
+            say(fault, error=True)
+        return 1 if found else 0
+    for path in publish(options.folders, options.name, configs):
+        say(str(path))
     return 0
 
 

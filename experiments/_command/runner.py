@@ -69,6 +69,7 @@ def _execute(subject: Experiment, config: ExperimentConfig, folder: Path) -> Pat
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "load_before": os.getloadavg()[0],  # processes that other work kept running
+        "compilation_cache": bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")),
         **origin(config),
     }
     start = time.perf_counter()
@@ -100,9 +101,12 @@ def _refusal(error: BaseException) -> str | None:
     """What the machine or the library could not do, in a line; None: a fault."""
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")
+    if isinstance(error, OverflowError):
+        return f"a number is too large: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError):
         text = str(error).partition("\n")[0]
-        return f"out of memory: {text}" if "RESOURCE_EXHAUSTED" in text else None
+        full = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+        return f"out of memory: {text}" if full else None
     if isinstance(error, ValueError) and _raised_in_metalr(error):
         return str(error)
     return None

@@ -2,18 +2,14 @@
 
 import csv
 import io
-import json
-import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from experiments._command import strict_json, tables
 from experiments._command.config import ConfigError, parse
 from experiments._store.rows import arrays, entries
 from experiments._store.store import latest, read
@@ -22,6 +18,9 @@ from experiments._sweep.conditions import Comparisons, holds
 Entry: TypeAlias = Mapping[str, Any]
 
 _OPERATORS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "!=": "ne"}
+
+_NO_LIMIT = 10**6
+"""Columns of a table in a file."""
 
 FORMATS = ("table", "csv", "json", "parquet")
 
@@ -53,7 +52,8 @@ def render(found: Sequence[Entry], form: str, out: Path | None) -> None:
     """Print the entries, or write them to the file `out`.
 
     Raises:
-        ConfigError: if the file cannot be written, or a binary form has no file.
+        ConfigError: if the file cannot be written, is there and no such table, or a
+            binary form has no file.
     """
     if form == "parquet":
         if out is None:
@@ -61,9 +61,11 @@ def render(found: Sequence[Entry], form: str, out: Path | None) -> None:
             raise ConfigError(msg)
         _write(out, _parquet(found))
     elif out is not None:
-        _write(out, _TEXTS[form](found).encode())
+        text = _table(found, _NO_LIMIT) if form == "table" else _TEXTS[form](found)
+        _write(out, text.encode(errors="backslashreplace"))
     else:
-        sys.stdout.write(_TEXTS[form](found))
+        text = _TEXTS[form](found)
+        sys.stdout.write(tables.printable(text) if sys.stdout.isatty() else text)
 
 
 def _condition(text: str) -> dict[str, Any]:
@@ -72,8 +74,8 @@ def _condition(text: str) -> dict[str, Any]:
         msg = f"--where {text!r}: write KEY=VALUE, or one of != < <= > >= for the ="
         raise ConfigError(msg)
     name, sign, value = match[1].strip(), match[2], parse(match[3], text)
-    if sign == "=":
-        return {name: value}
+    if sign == "=":  # a table shows true as yes
+        return {name: [value, value == "yes"] if value in ("yes", "no") else value}
     try:
         return {name: Comparisons(**{_OPERATORS[sign]: value})}
     except ValueError as error:
@@ -81,26 +83,18 @@ def _condition(text: str) -> dict[str, Any]:
         raise ConfigError(msg) from error
 
 
-def _table(found: Sequence[Entry]) -> str:
+def _table(found: Sequence[Entry], width: int | None = None) -> str:
     """Numbers and short texts; what is the same everywhere is said once, below."""
-    names = [name for name in _names(found) if name not in _LONG]
-    shown = [n for n in names if not any(_nested(e.get(n)) for e in found)]
-    same = [n for n in shown if n != "status" and _constant(found, n)]
-    table = Table(title=f"{len(found)} results")
-    varying = [name for name in shown if name not in same]
-    for name in varying:
-        right = isinstance(found[0].get(name), int | float)
-        table.add_column(Text(name), justify="right" if right else "left")
-    for entry in found:
-        table.add_row(*(Text(_cell(entry.get(name))) for name in varying))
-    target = io.StringIO()
-    width = None if sys.stdout.isatty() else max(140, 14 * len(varying))
-    console = Console(file=target, width=width)
-    console.print(table)
-    pairs = [f"{name} = {_cell(found[0].get(name))}" for name in same]
-    if pairs:
-        console.print(Text("Everywhere: " + ", ".join(pairs)))
-    return target.getvalue()
+    if not found:
+        return "0 results\n"
+    names = [name for name in tables.shown(found) if name not in _LONG]
+    same = [n for n in names if n != "status" and _constant(found, n)]
+    varying = [name for name in names if name not in same]
+    whole = "--format csv has all fields"
+    title = f"{len(found)} results"
+    text = tables.render(title, found, whole=whole, names=varying, width=width)
+    pairs = [f"{name} = {tables.cell(found[0].get(name))}" for name in same]
+    return text + (f"Everywhere: {', '.join(pairs)}\n" if pairs else "")
 
 
 _LONG = {"key", "experiment", "finished_at", "code_version", "error"}
@@ -122,7 +116,7 @@ def as_csv(found: Sequence[Entry]) -> str:
 
 def _json(found: Sequence[Entry]) -> str:
     """Strict JSON: what is not finite is the text "NaN", "Infinity" or "-Infinity"."""
-    return json.dumps([_strict(dict(e)) for e in found], indent=1) + "\n"
+    return strict_json.dumps(list(found), indent=1) + "\n"
 
 
 _TEXTS: dict[str, Callable[[Sequence[Entry]], str]] = {
@@ -133,15 +127,20 @@ _TEXTS: dict[str, Callable[[Sequence[Entry]], str]] = {
 
 
 def _parquet(found: Sequence[Entry]) -> bytes:
-    import pyarrow as pa
-    from pyarrow import parquet
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        msg = "--format parquet needs pyarrow: pip install 'metalr[parquet]'"
+        raise ConfigError(msg) from error
 
     table = {
         name: [_flat(value) for value in column] if column.dtype == object else column
         for name, column in arrays(found).items()
     }
     target = io.BytesIO()
-    parquet.write_table(pa.table(table), target)
+    made = pa.table(table).replace_schema_metadata({_OURS: "results"})
+    parquet.write_table(made, target)
     return target.getvalue()
 
 
@@ -157,32 +156,60 @@ def _flat(value: Any) -> Any:
     """Lists and mappings as JSON; a column of anything but numbers is text."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(_strict(value)) if _nested(value) else str(value)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _strict(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_strict(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
-    return value
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.7g}"
-    return "" if value is None else str(value)
+    return strict_json.dumps(value) if _nested(value) else str(value)
 
 
 def _write(path: Path, content: bytes) -> None:
-    if path.exists() and path.read_bytes()[:6] == b"SQLite":
-        msg = f"--out {path} is a store: it is not overwritten"
-        raise ConfigError(msg)
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device; never read
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if path.exists() and not _is_ours(path):
+            msg = (
+                f"--out {path} exists and is not one of these tables: it is not "
+                "overwritten; choose another name, or remove it"
+            )
+            raise ConfigError(msg)
+        _replace(path.resolve(), content)
     except OSError as error:
         msg = f"cannot write {path}: {error.strerror}"
         raise ConfigError(msg) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """The file is the old one or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with draft.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+            draft.replace(path)
+        except OSError:
+            draft.unlink()
+            raise
+
+
+_OURS = "metalr"
+"""The key of a Parquet table's metadata that says whose it is."""
+
+_HEADS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rb"$",
+        rb"\s*\d+ results\s*\n",
+        rb"key,experiment,status,",
+        rb"\[\]\n$",
+        rb'\[\n \{\n  "key": ',
+        rb"PAR1(?s:.*)" + _OURS.encode(),
+    )
+)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what `render` writes, in whatever form."""
+    with path.open("rb") as file:
+        head = file.read(1000)
+        if head.startswith(b"PAR1"):  # its metadata are at the end
+            head += file.read()[-20_000:]
+    return any(pattern.match(head) for pattern in _HEADS)

@@ -1,5 +1,6 @@
 """Rows of a store as values, and as columns for NumPy and pandas."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -97,7 +98,8 @@ def _array(values: Sequence[Any]) -> np.ndarray:
     if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values):
         return np.array(values, np.int64)
     if kinds <= {int, float, type(None)} and kinds != {type(None)}:
-        return np.array([np.nan if v is None else v for v in values], np.float64)
+        with contextlib.suppress(OverflowError):  # an int beyond any float is text
+            return np.array([np.nan if v is None else v for v in values], np.float64)
     result = np.empty(len(values), object)
     for index, value in enumerate(values):  # a list stays one entry
         result[index] = value
