@@ -36,14 +36,18 @@ from .hypergrad import (
     SmoothedHyperGradient as SmoothedHyperGradient,
     Truncated as Truncated,
     hypergradient as hypergradient,
+    hypergradient_and_run as hypergradient_and_run,
 )
 from .optimizers.guard import guard as guard
 from .optimizers.per_step import per_step as per_step
 from .outer.learn import (
     Learned as Learned,
     LearnState as LearnState,
-    Newton as Newton,
     learn as learn,
 )
+from .outer.newton import Newton as Newton
 from .outer.online import Online as Online, online as online
+from .outer.reparametrized import reparametrized as reparametrized
+from .runs.rollout import Rollout as Rollout
+from .runs.run import Run as Run
 from .runs.unrolled import Unrolled as Unrolled

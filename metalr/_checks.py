@@ -58,21 +58,21 @@ def one_dtype(tree: PyTree, name: str) -> jnp.dtype:
     return first.dtype
 
 
-def leading_axis(batches: PyTree, steps: int) -> None:
+def leading_axis(batches: PyTree, steps: int, *, name: str = "batches") -> None:
     """Check that there is one batch for each update.
 
     Raises:
         ValueError: if there is no step, or a leaf's leading axis has another length.
     """
     if steps == 0:
-        msg = "steps=0 sees no batch: pass batches=None"
+        msg = f"steps=0 sees no batch: pass {name}=None"
         raise ValueError(msg)
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         if leaf.ndim == 0 or leaf.shape[0] != steps:
             msg = (
-                f"{path_name('batches', path)} has shape {leaf.shape}; steps={steps} "
+                f"{path_name(name, path)} has shape {leaf.shape}; steps={steps} "
                 "needs a leading axis of that length, one entry for each update: "
-                "slice or repeat the batches"
+                f"slice or repeat the {name}"
             )
             raise ValueError(msg)
 
@@ -105,6 +105,27 @@ def positive_int(value: Any, name: str) -> int | None:
     if value is None:
         return None
     return int_at_least(value, name, 1, note=", or None")
+
+
+def random_key(key: Any) -> Any:
+    """A typed key of an int seed, a typed key, or an old-style key.
+
+    Raises:
+        ValueError: if it is none of them, or several.
+    """
+    if isinstance(key, bool) or not (isinstance(key, int) or hasattr(key, "dtype")):
+        typed = None
+    elif isinstance(key, int):
+        typed = jax.random.key(key)
+    elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        typed = key
+    else:
+        old = key.dtype == jnp.uint32 and key.ndim == 1
+        typed = jax.random.wrap_key_data(key) if old else None
+    if typed is None or typed.shape != ():
+        msg = f"key = {key!r} must be one random key, jax.random.key(0), or an int seed"
+        raise ValueError(msg)
+    return typed
 
 
 def expand_prefix(prefix: PyTree, tree: PyTree, name: str) -> PyTree:

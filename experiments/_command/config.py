@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from annotated_types import Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 from experiments._command.errors import ConfigError
 from experiments._command.plain_yaml import dump, parse
@@ -30,6 +31,9 @@ MAX_BYTES = 1_000_000
 
 MAX_INT = 2**63 - 1
 """The largest whole number that arrays and stores can hold."""
+
+MAX_SIZE = 2**31 - 1
+"""The largest size or index in JAX's default precision."""
 
 
 class Model(BaseModel):
@@ -149,9 +153,8 @@ def validate(model: type[M], content: Mapping[str, Any]) -> M:
         config = model.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise _mistakes([_explain(item, content) for item in error.errors()]) from error
-    empty = [f"  {path} = []: at least one entry is needed" for path in _empty(config)]
-    if empty:
-        raise _mistakes(empty)
+    if lines := list(_oddities(config)):
+        raise _mistakes(lines)
     return config
 
 
@@ -176,21 +179,38 @@ def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{path}.{name}" if path else str(name))
 
 
-def _empty(value: Any, path: str = "", *, allowed: bool = False) -> Iterator[str]:
-    """Where lists are empty that are not so by default."""
+def _oddities(
+    value: Any, path: str = "", field: FieldInfo | None = None
+) -> Iterator[str]:
+    """What fits the types and can mean nothing.
+
+    Lists that are empty, where they are not so by default; whole numbers that no array
+    has as a size, where the field sets no limit of its own.
+    """
     if isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            default = field.default
-            if default is PydanticUndefined and field.default_factory is not None:
-                default = ()
-            may = isinstance(default, tuple | list) and not default
-            inner = f"{path}.{name}" if path else name
-            yield from _empty(getattr(value, name), inner, allowed=may)
+        for name, inner in type(value).model_fields.items():
+            where = f"{path}.{name}" if path else name
+            yield from _oddities(getattr(value, name), where, inner)
     elif isinstance(value, tuple):
-        if not value and not allowed:
-            yield path
+        if not value and not _empty_by_default(field):
+            yield f"  {path} = []: at least one entry is needed"
         for index, item in enumerate(value):
-            yield from _empty(item, f"{path}.{index}")
+            yield from _oddities(item, f"{path}.{index}")
+    elif isinstance(value, int) and abs(value) > MAX_SIZE and not _limited(field):
+        yield f"  {path} = {value}: must be within ±{MAX_SIZE}"
+
+
+def _empty_by_default(field: FieldInfo | None) -> bool:
+    if field is None:
+        return False
+    default = field.get_default(call_default_factory=True)
+    return isinstance(default, tuple | list) and not default
+
+
+def _limited(field: FieldInfo | None) -> bool:
+    """Whether a field says how large it may be."""
+    bounds = Le | Lt
+    return field is not None and any(isinstance(m, bounds) for m in field.metadata)
 
 
 def _explain(error: Any, content: Any) -> str:

@@ -101,9 +101,12 @@ def _refusal(error: BaseException) -> str | None:
     """What the machine or the library could not do, in a line; None: a fault."""
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")
+    if isinstance(error, OverflowError):
+        return f"a number is too large: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError):
         text = str(error).partition("\n")[0]
-        return f"out of memory: {text}" if "RESOURCE_EXHAUSTED" in text else None
+        full = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+        return f"out of memory: {text}" if full else None
     if isinstance(error, ValueError) and _raised_in_metalr(error):
         return str(error)
     return None

@@ -1,11 +1,12 @@
 """Does the value depend on each hyperparameter at all, judged on the traced program."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from .._checks import path_name
 from .._types import Hyper, Objective
@@ -43,11 +44,16 @@ def independent_leaves(
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
     inputs = [frozenset({index}) for index in range(len(paths))]
     if smooth:
-        outputs = propagate(jaxpr, inputs, _differentiable, _by_own_rule({}))
+        outputs = differentiable(jaxpr, inputs)
     else:
         outputs = propagate(jaxpr, inputs, lambda _, facts: facts)
     reached = _NOTHING.union(*outputs)
     return [path_name("hyper", p) for i, p in enumerate(paths) if i not in reached]
+
+
+def differentiable(program: ClosedJaxpr, inputs: Sequence[Facts]) -> list[Facts]:
+    """Facts of the outputs of a program, passed on where a derivative is."""
+    return propagate(program, inputs, _differentiable, _by_own_rule({}))
 
 
 def check_dependence(

@@ -18,8 +18,7 @@ from ..hypergrad import (
     Truncated,
     hypergradient,
 )
-from ..hypergrad._measured import Measured
-from ..hypergrad.hypergradient import as_pytree
+from ..hypergrad.hypergradient import as_pytree, verify
 from ..runs.unrolled import Unrolled
 from ._rows import Row, Status
 
@@ -58,8 +57,7 @@ def measure(
         result = compiled(as_pytree(objective), hyper)
         jax.block_until_ready(result)
         row = row._replace(seconds=time.perf_counter() - start)
-        if isinstance(result, Measured):
-            result.check()
+        verify(engine, result)
     except Exception as error:  # noqa: BLE001 (whatever goes wrong is what is reported)
         return row._replace(status=_failure(error), reason=_first_line(error))
     biased = not _is_exact_engine(engine, objective) or hasattr(

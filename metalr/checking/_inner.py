@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._types import Hyper, Params, Scalar
-from ..hypergrad.sweep import floats_of
+from ..runs.run import floats_of
 from ..runs.unrolled import State, Unrolled
 from ._differences import Slope, shifts, slopes
 from ._precision import Precise

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .._types import Batch, Hyper, Params, Scalar
 from ..hypergrad import Mixed
 from ..optimizers.per_step import PerStep
-from ..runs.unrolled import Unrolled
+from ..runs.unrolled import State, Unrolled
 
 
 def contributions(
@@ -60,7 +60,7 @@ def _one_copy_a_step(objective: Unrolled, hyper: Hyper, direction: Hyper) -> Unr
         return objective.loss(params, moved(epsilon[index]), batch)
 
     def outer_loss(params: Params, _: Any) -> Scalar:
-        return objective.evaluate(hyper, params)
+        return objective.outer(hyper, State(params, None))
 
     def optimizer(epsilon: Scalar) -> Any:
         return objective.optimizer(moved(epsilon))

@@ -8,8 +8,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from .._types import Hyper, Params, Scalar
-from ..hypergrad.sweep import floats_of
-from ..runs.unrolled import Unrolled
+from ..runs.run import floats_of
+from ..runs.unrolled import State, Unrolled
 from ._edge import At, Buffer, equivalent_rates
 from ._lanczos import largest
 
@@ -131,7 +131,7 @@ def _ends(
         return objective.inner_loss(hyper, objective.steps - 1)(params)
 
     def outer(params: Params, hyper: Hyper) -> Scalar:
-        return objective.evaluate(hyper, params)
+        return objective.outer(hyper, State(params, None))
 
     point = (params, hyper)
     loss, slope = jax.jvp(inner, point, (tangent, direction))
