@@ -4,7 +4,8 @@ This is question 2.1.2 of the notes, answered by measurement: temporary bytes (X
 accounting) and seconds against T for every engine, on regression, an MLP and a conv
 net, for one rate and for one rate a step. Claim: the exponent is 1 for plain reverse
 and mixed mode, ½ with about 2√T states, near 0 (log T) with log₂T states, 0 for
-forward mode.
+forward mode; exact reversal adds some bits a step to the weights, so that it goes from
+0 to 1 as T grows, as the model of its bytes does.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from experiments._command.fresh_peak import fresh_peak
 from experiments._report.style import panels
 from experiments._settings.workloads import Learned, Problem, Workload, workload
 from metalr import profiling
+from metalr.profiling.growth import Row
 
 
 class Case(Model):
@@ -67,7 +69,7 @@ class Way(NamedTuple):
     """An engine, or a family of engines, and how its memory should grow."""
 
     engine: Any
-    exponent: float  # predicted, of bytes against steps
+    exponent: float | None  # predicted, of bytes against steps; None: by the model
     nested: bool = False  # the objective itself has checkpoints=2√T
 
 
@@ -80,7 +82,8 @@ WAYS = {
     "Unrolled(checkpoints=2√T)": Way(metalr.Reverse(), 0.5, nested=True),
     "Reverse(checkpoints=2√T)": Way(sqrt_states, 0.5),
     "Reverse(checkpoints=log₂T)": Way(log_states, 0.0),
-    "Reversible()": Way(metalr.Reversible(), 0.0),
+    # Some bits a step and weight beside the weights: 0 at first, in the end 1.
+    "Reversible()": Way(metalr.Reversible(), None),
     "Truncated(last=10)": Way(metalr.Truncated(last=10), 0.0),
 }
 
@@ -186,8 +189,14 @@ def _grow(
         "engine": label,
         "exponent": fitted.value,
         "standard_error": fitted.error,
-        "predicted": way.exponent,
+        "predicted": _predicted(rows) if way.exponent is None else way.exponent,
     }
+
+
+def _predicted(rows: Sequence[Row]) -> float:
+    """The exponent that the model's bytes have over the same horizons."""
+    model = [row._replace(temp_bytes=row.predicted_bytes) for row in rows]
+    return profiling.fit_exponent(model).value
 
 
 def _check(config: Config) -> Iterator[Record]:

@@ -30,6 +30,9 @@ def test_memory_grows_as_predicted_on_a_small_run(tmp_path):
         if "exponent" in row and row["predicted"] in (0.0, 1.0):
             slack = 0.15 if row["predicted"] else 0.3
             assert abs(row["exponent"] - row["predicted"]) < slack, row
+    (bits,) = [r for r in found if r["engine"] == "Reversible()" and "exponent" in r]
+    assert 0.0 < bits["predicted"] < 1.0
+    assert abs(bits["exponent"] - bits["predicted"]) < 0.15
 
 
 @pytest.mark.slow
