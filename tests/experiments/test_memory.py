@@ -26,11 +26,13 @@ def test_memory_grows_as_predicted_on_a_small_run(tmp_path):
         "repeats=0",
         "check_steps=0",
     )
-    fitted = [row for row in found if row.get("predicted") in (0.0, 1.0)]
-    assert {row["predicted"] for row in fitted} == {0.0, 1.0}
-    for row in fitted:
-        slack = 0.15 if row["predicted"] else 0.3
-        assert abs(row["exponent"] - row["predicted"]) < slack, row
+    exponents = {r["engine"]: r for r in found if "exponent" in r}
+    for row in exponents.values():
+        assert abs(row["exponent"] - row["predicted"]) < 0.15, row
+    for engine, power in {"Forward()": 0, "Reverse()": 1, "Mixed()": 1}.items():
+        assert abs(exponents[engine]["predicted"] - power) < 0.3
+    # Of T = 64 … 256 the buffers are a part that grows: between none and all.
+    assert 0.02 < exponents["Reversible()"]["predicted"] < 1.0
 
 
 @pytest.mark.slow
