@@ -20,7 +20,6 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
-from rich.console import Console
 
 import metalr
 from experiments._command.config import digest
@@ -78,8 +77,8 @@ def run(config: Config) -> Iterator[Record]:
             "fits": needs is not None and needs <= limit,
             "chosen": candidate.engine == chosen.engine,
         }
-    shown, console = 0, Console(stderr=True)
-    with scan_progress("long_unroll", total=config.steps, console=console) as tell:
+    shown = 0
+    with scan_progress("long_unroll", total=config.steps) as tell:
         learn = functools.partial(
             metalr.learn,
             watched(objective, tell),

@@ -139,7 +139,7 @@ class Smoothing:
         else:
             grads, values = jax.lax.map(pair, keys, batch_size=self.chunk)
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
-        error = jax.tree.map(lambda g: _standard_error(g, self.pairs), grads)
+        error = jax.tree.map(lambda g: standard_error(g, self.pairs), grads)
         return SmoothedHyperGradient(value, mean, error, jnp.mean(values))
 
 
@@ -172,7 +172,8 @@ def weighted(noise: Hyper, sigma: Hyper, plus: Scalar, minus: Scalar) -> Hyper:
     )
 
 
-def _standard_error(samples: Array, pairs: int) -> Array:
+def standard_error(samples: Array, pairs: int) -> Array:
+    """Of the mean over pairs, entry by entry; nan for a single pair."""
     if pairs == 1:
         return jnp.full_like(samples[0], jnp.nan)
     return jnp.std(samples, axis=0, ddof=1) / math.sqrt(pairs)
