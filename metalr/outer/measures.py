@@ -88,12 +88,18 @@ def _drawn(problem: Problem, draw: Array) -> tuple[Any, Any]:
         )
         raise ValueError(msg)
 
+    return objective, folded(problem.engine, draw)
+
+
+def folded(tree: PyTree, number: Array) -> PyTree:
+    """Every random key in a pytree folded with a number."""
+
     def fold(leaf: Any) -> Any:
         dtype = getattr(leaf, "dtype", None)
         is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        return jax.random.fold_in(leaf, draw) if is_key else leaf
+        return jax.random.fold_in(leaf, number) if is_key else leaf
 
-    return objective, jax.tree.map(fold, problem.engine)
+    return jax.tree.map(fold, tree)
 
 
 def _over_finite_tasks(
