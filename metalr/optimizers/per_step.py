@@ -11,7 +11,7 @@ import optax
 
 from .._checks import path_name
 from .._types import Hyper, Optimizer
-from .update import standard
+from .update import made, standard
 
 
 class PerStepState(NamedTuple):
@@ -47,7 +47,7 @@ class PerStep:
 
         def at(count: Any) -> optax.GradientTransformationExtraArgs:
             entry = jax.tree.map(lambda leaf: _entry(jnp.asarray(leaf), count), hyper)
-            return standard(self.make(entry))
+            return standard(made(self.make, entry))
 
         def init(params: optax.Params) -> PerStepState:
             count = jnp.zeros((), jnp.int32)
