@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from .._types import Hyper, Scalar
 from ..hypergrad import Forward, HyperGradient, Reverse, hypergradient
+from ..hypergrad.hypergradient import is_derivative_free
 from ..tasks import Each, Mean, TaskHyperGradient
 from .reparametrized import Reparametrized
 from .rules import Measures, all_finite
@@ -38,8 +39,10 @@ def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
     def value_and_grad(z: PyTree, draw: Array) -> tuple[Scalar, PyTree, Scalar]:
         objective, engine = _drawn(problem, draw)
         whole = to_hyper
-        if isinstance(objective, Reparametrized):  # one pullback, whatever the engine
-            inner, objective = objective.function, objective.objective
+        if isinstance(objective, Reparametrized) and not is_derivative_free(engine):
+            # Here and not in `hypergradient`, for the tasks of a Mean within it.
+            within: Any = objective
+            inner, objective = within.function, within.objective
             whole = lambda z: inner(to_hyper(z))
         hyper, pull_back = jax.vjp(whole, z)
         plain = isinstance(getattr(engine, "func", engine), Reverse | Forward)

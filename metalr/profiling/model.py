@@ -98,7 +98,8 @@ def shortened(objective: Unrolled, hyper: Hyper, steps: int) -> tuple[Unrolled, 
     """The same problem with fewer steps, and the hyperparameters of those."""
     batches = jax.tree.map(lambda leaf: leaf[:steps], objective.batches)
     if isinstance(objective.optimizer, PerStep):
-        hyper = jax.tree.map(lambda leaf: leaf[:steps], hyper)
+        flags = objective.optimizer.flags(hyper)
+        hyper = jax.tree.map(lambda f, x: x[:steps] if f else x, flags, hyper)
     return dataclasses.replace(objective, steps=steps, batches=batches), hyper
 
 
