@@ -41,8 +41,7 @@ def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
         whole = to_hyper
         if isinstance(objective, Reparametrized) and not is_derivative_free(engine):
             # Here and not in `hypergradient`, for the tasks of a Mean within it.
-            within: Any = objective
-            inner, objective = within.function, within.objective
+            inner, objective = objective.function, objective.objective
             whole = lambda z: inner(to_hyper(z))
         hyper, pull_back = jax.vjp(whole, z)
         plain = isinstance(getattr(engine, "func", engine), Reverse | Forward)
@@ -52,7 +51,8 @@ def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
         if isinstance(result, TaskHyperGradient):
             value, grad, lost = _over_finite_tasks(objective, result)
             if problem.key is not None:
-                value = jnp.where(2.0 * lost > objective.count, jnp.nan, value)
+                most = result.values.shape[0] / 2
+                value = jnp.where(lost > most, jnp.nan, value)
         else:
             value, grad, lost = result.value, result.grad, jnp.zeros_like(result.value)
         return value, pull_back(grad)[0], lost
@@ -106,7 +106,7 @@ def folded(tree: PyTree, number: Array) -> PyTree:
 
 
 def _over_finite_tasks(
-    objective: Mean, result: TaskHyperGradient
+    objective: Any, result: TaskHyperGradient
 ) -> tuple[Scalar, Hyper, Scalar]:
     """The means over the tasks that are finite, and how many are not."""
     good = jax.vmap(lambda v, g: all_finite((v, g)))(result.values, result.grads)
