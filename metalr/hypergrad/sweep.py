@@ -83,7 +83,9 @@ def binomial(
         index = objective.steps - 1 - i
         return slots, _reverse(objective, prepared, state, index, cotangents)
 
-    slots = _empty(jax.eval_shape(start), min(checkpoints, objective.steps))
+    places = min(checkpoints, objective.steps)
+    room = jax.vmap(lambda _: jax.tree.map(_empty, start()))
+    slots = room(jnp.arange(places))
     first = jnp.zeros((), jnp.int32)
     before_last, slots = fetch(first, slots)
     end = objective.steps - 1
@@ -134,13 +136,7 @@ def _finish(
     return HyperGradient(value, grad)
 
 
-def _empty(shapes: State, places: int) -> State:
-    """Room for so many states."""
-
-    def empty(x: Any) -> Array:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            key = jax.random.key(0, impl=jax.random.key_impl(x))
-            return jnp.broadcast_to(key, (places, *x.shape))
-        return jnp.zeros((places, *x.shape), x.dtype)
-
-    return jax.tree.map(empty, shapes)
+def _empty(leaf: Array) -> Array:
+    """Room for a leaf of a state; a key has no zero."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else jnp.zeros_like(leaf)
