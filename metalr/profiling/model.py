@@ -77,10 +77,10 @@ def shortened(objective: Any, hyper: Hyper, steps: int) -> tuple[Any, Hyper]:
     weights = getattr(objective, "outer_weights", None)
     if weights is not None:
         changes["outer_weights"] = weights[: steps + 1]
-    if isinstance(getattr(objective, "optimizer", None), PerStep):
-        long = objective.steps
-        cut = lambda leaf: leaf[:steps] if leaf.shape[:1] == (long,) else leaf
-        hyper = jax.tree.map(cut, hyper)
+    optimizer = getattr(objective, "optimizer", None)
+    if isinstance(optimizer, PerStep):
+        cut = lambda each, leaf: leaf[:steps] if each else leaf
+        hyper = jax.tree.map(cut, optimizer.flags(hyper), hyper)
     return dataclasses.replace(objective, **changes), hyper
 
 
