@@ -18,8 +18,9 @@ from .._checks import (
     random_key,
 )
 from .._types import Hyper, Objective, Scalar
-from ..runs.run import Run, whole
+from ..runs.run import Run, is_run, whole
 from ._engine import run_of
+from .facts import state_bytes
 
 
 class SmoothedHyperGradient(NamedTuple):
@@ -39,6 +40,7 @@ class Smoothing:
     """
 
     derivative_free: ClassVar[bool] = True
+    exact: ClassVar[bool] = False  # the derivative of a smoothed objective
     static: ClassVar[tuple[str, ...]]
 
     sigma: Any
@@ -80,6 +82,18 @@ class Smoothing:
     ) -> tuple[Hyper, Scalar]:
         """The estimate of one pair, and its mean value."""
         raise NotImplementedError
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """2N + 1 runs."""
+        del objective, hyper
+        return 2.0 * self.pairs + 1.0
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """The states of the pairs that run at once."""
+        if not is_run(objective):
+            return 0
+        width = min(self.chunk or self.pairs, self.pairs)
+        return 2 * width * state_bytes(objective, hyper)
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
         """Sigma and key are children."""

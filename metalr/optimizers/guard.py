@@ -1,5 +1,6 @@
 """The same optimizer with derivatives that stay finite where a square root meets 0."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +79,7 @@ def guard(optimizer: Any) -> Any:
     if isinstance(optimizer, Guarded):
         return optimizer
     if isinstance(optimizer, PerStep):
-        return PerStep(guard(optimizer.make))
+        return dataclasses.replace(optimizer, make=guard(optimizer.make))
     if is_transformation(optimizer):
         return _transformation(optimizer)
     if not callable(optimizer):
