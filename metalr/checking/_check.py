@@ -51,7 +51,8 @@ def check_hypergrad(
     - the *inner gradient* of each step, on its batch, against differences of the inner
       loss: a wrong derivative rule there changes the run itself, and all engines agree
       on it. Of more than 256 steps the first, the last and random ones between are
-      looked at; the row says how many.
+      looked at; the row says how many;
+    - a run's own `pull_back`, at the same steps, against `jax.vjp` of the step.
 
     The reference is the closed form, else the first engine that differences confirm (in
     the widest dtype: float64, or float32 where x64 is off). Where a low-precision
@@ -64,13 +65,13 @@ def check_hypergrad(
     for each number or direction, and about 9 for the inner gradients. Not to be traced.
 
     Args:
-        objective: an `Unrolled`, or any traceable scalar function (then only `Reverse`
-            and `Forward` apply).
+        objective: an `Unrolled`, a `Rollout` or another run, a `tasks.Mean`, or any
+            traceable scalar function (then only `Reverse` and `Forward` apply).
         hyper: the point.
         engines: what to compare. By default the exact ones: `Reverse()`, with about
             √(2T) checkpoints, `Forward` (in chunks of 16; up to 64 numbers), `Mixed()`,
-            `Reversible()`. Biased ones (`Truncated`, `Implicit`, estimators) are shown
-            when asked for, and not judged.
+            `Reversible()`; for a `Mean`, in `Each` task. Biased ones (`Truncated`,
+            `Implicit`, estimators) are shown when asked for, and not judged.
         rtol: agreement asked; √eps by default: of the dtype that limits the run for
             the engines, of the widest for what is computed in that.
         raise_on_mismatch: raise `HypergradientError` unless the verdict is "agrees" or

@@ -14,10 +14,11 @@ from ..runs.unrolled import Unrolled
 from ._closed import Closed, closed_form
 from ._differences import Slope, epsilon, ladder
 from ._directions import Direction, along_product, differences, directions
-from ._engines import measure
+from ._engines import first_line, measure
 from ._inner import inner_slopes
 from ._precision import Precise
 from ._rows import Row, deviation, finite
+from ._steps import has_own_pull_back, pulled_back
 from ._verdict import Check, conclude, nothing_finite, run_not_finite
 
 _CONCLUSIVE = 1e-2
@@ -68,7 +69,7 @@ def compare(problem: Problem, engines: list[Engine], random_directions: int) -> 
     if by_differences.status == "inconclusive":
         value = reference.row.value
         rows = [_own_run(row, value, problem.rtol) for row in rows]
-    rows = [*rows, by_differences, *_inner_row(problem)]
+    rows = [*rows, by_differences, *_inner_row(problem), *_pull_back_row(problem)]
     wider = problem.precise.dtype if problem.low else None
     return conclude(grad, tuple(rows), problem.own.dtype, wider=wider, x64=_has_x64())
 
@@ -225,7 +226,7 @@ def _inner_row(problem: Problem) -> list[Row]:
         ratio = np.where(told & (allowed > 0.0), error / allowed, 0.0)
     worst = int(np.argmax(ratio))
     scale = float(size[worst]) or 1.0
-    of = "all" if seen.steps.size == objective.steps else f"{seen.steps.size} of the"
+    of = _of(seen.steps.size, objective.steps)
     row = Row(
         "inner gradient",
         difference=float(error[worst]) / scale,
@@ -240,6 +241,33 @@ def _inner_row(problem: Problem) -> list[Row]:
     if not told.any():
         return [row]
     return [row._replace(status="agrees" if ratio[worst] <= 1.0 else "differs")]
+
+
+def _pull_back_row(problem: Problem) -> list[Row]:
+    """A run that says how a step is pulled back, against `jax.vjp` of the step."""
+    if not has_own_pull_back(problem.precise.objective):
+        return []
+    row = Row("pull back", tolerance=problem.fine_rtol, role="pull back")
+    try:
+        seen = pulled_back(problem.precise, problem.key)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return [row._replace(status="refused", reason=first_line(error))]
+    clean = np.where(np.isnan(seen.deviations), 0.0, seen.deviations)
+    worst = int(np.argmax(clean))
+    count, steps = seen.steps.size, problem.precise.objective.steps
+    row = row._replace(
+        difference=float(clean[worst]),
+        leaf=f"step {seen.steps[worst]}",
+        reason=f"of {_of(count, steps)} {steps} steps, against jax.vjp of the step",
+    )
+    if np.isnan(seen.deviations).all():
+        return [row]
+    agrees = clean[worst] <= problem.fine_rtol
+    return [row._replace(status="agrees" if agrees else "differs")]
+
+
+def _of(count: int, steps: int) -> str:
+    return "all" if count == steps else f"{count} of the"
 
 
 def _settings(dtype: np.dtype, along: list[Direction]) -> str:

@@ -18,9 +18,10 @@ from ..hypergrad import (
     Truncated,
     hypergradient,
 )
-from ..hypergrad._measured import Measured
-from ..hypergrad.hypergradient import as_pytree
+from ..hypergrad.hypergradient import as_pytree, verify
+from ..runs.run import is_run
 from ..runs.unrolled import Unrolled
+from ..tasks import Each, Mean
 from ._rows import Row, Status
 
 _MOST_TANGENTS = 64
@@ -33,10 +34,16 @@ def default_engines(objective: Objective, hyper: Hyper) -> list[Engine]:
     forward = [Forward(chunk=16 if count > 16 else None)]
     if count > _MOST_TANGENTS:
         forward = []
-    if not isinstance(objective, Unrolled):
+    run = objective.objective if isinstance(objective, Mean) else objective
+    if not is_run(run):
         return [Reverse(), *forward]
-    states = max(1, round(math.sqrt(2.0 * objective.steps)))
-    return [Reverse(), Reverse(checkpoints=states), *forward, Mixed(), Reversible()]
+    states = max(1, round(math.sqrt(2.0 * run.steps)))
+    apart: list[Engine] = [Reverse(checkpoints=states), Mixed()]
+    if isinstance(run, Unrolled):
+        apart.append(Reversible())
+    if isinstance(objective, Mean):
+        apart = [Each(engine) for engine in apart]
+    return [Reverse(), *forward, *apart]
 
 
 def measure(
@@ -58,10 +65,9 @@ def measure(
         result = compiled(as_pytree(objective), hyper)
         jax.block_until_ready(result)
         row = row._replace(seconds=time.perf_counter() - start)
-        if isinstance(result, Measured):
-            result.check()
+        verify(engine, result)
     except Exception as error:  # noqa: BLE001 (whatever goes wrong is what is reported)
-        return row._replace(status=_failure(error), reason=_first_line(error))
+        return row._replace(status=_failure(error), reason=first_line(error))
     biased = not _is_exact_engine(engine, objective) or hasattr(
         result, "standard_error"
     )
@@ -78,7 +84,7 @@ def _failure(error: Exception) -> Status:
     return "refused" if isinstance(error, refusals) else "failed"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = " ".join(str(error).split("\n\n")[0].split())
     return text if len(text) <= 160 else text[:157] + "..."
 

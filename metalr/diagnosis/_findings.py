@@ -3,7 +3,11 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from ._rough import RADII
 
 _GROWN = math.log(1e3)
 """A perturbation that grew a thousandfold along the run counts as an explosion."""
@@ -13,6 +17,21 @@ _BEYOND = 0.1
 
 _CANCELS = 1e4
 """Sum of the contributions' sizes over the size of their sum that costs digits."""
+
+
+_JUMPS = 0.1
+"""Relative change of the derivative that a move of the start may not make."""
+
+_SMOOTH = 10.0
+"""Times radius and growth: relative change that curvature alone may make."""
+
+_METASMOOTH = 0.5
+"""A quarter of the movement turns back."""
+
+_SMOOTHER = (
+    "Smooth activations (softplus, gelu, tanh) and average for max pooling, a lower "
+    "rate or a shorter horizon; or an evolution-strategies engine, which smooths."
+)
 
 
 class Finding(NamedTuple):
@@ -27,11 +46,13 @@ class Finding(NamedTuple):
         return f"{self.kind}: {self.message}. {self.remedy}"
 
 
-def findings(d: Any, dtype: np.dtype) -> tuple[Finding, ...]:
+def findings(d: Any) -> tuple[Finding, ...]:
     """All that apply to a `Diagnosis`, the worst first."""
     rules = (
         _not_finite,
         _explosion,
+        _kinks,
+        _rough,
         _edge,
         _cancellation,
         _disagreement,
@@ -39,7 +60,8 @@ def findings(d: Any, dtype: np.dtype) -> tuple[Finding, ...]:
         _short_memory,
         _burn_in,
     )
-    found = [rule(d, float(np.finfo(dtype).eps)) for rule in rules]
+    eps = float(jnp.finfo(d.losses.dtype).eps)
+    found = [rule(d, eps) for rule in rules]
     return tuple(finding for finding in found if finding is not None)
 
 
@@ -63,20 +85,65 @@ def _not_finite(d: Any, eps: float) -> Finding | None:
 
 def _explosion(d: Any, eps: float) -> Finding | None:
     steps = d.growth.size
-    if not d.lyapunov * steps > _GROWN:
+    late, whole = d.lyapunov * steps, float(np.sum(d.growth))
+    jumped = any(relative > _JUMPS for _, relative, _ in _moves(d))
+    if not (late > _GROWN or (whole > _GROWN and jumped)):
         return None
-    digits = -math.log(eps) / d.lyapunov
     message = (
         f"a perturbation grows by {d.lyapunov:.3g} (in log) a step, the hypergradient "
         f"by {d.hypergradient_rate:.3g}: over {steps} steps by a factor e^"
-        f"{d.lyapunov * steps:.0f}"
+        f"{max(late, whole):.0f}"
     )
+    digits = -math.log(eps) / (max(late, whole) / steps)
     remedy = (
         f"Shorten the horizon (after about {max(1, round(digits))} steps no digit of "
         "the start is left), lower the rate, or do not use the exact derivative: "
         "metalr.Truncated(last=...), or an evolution-strategies engine, which smooths."
     )
     return Finding("explosion", None, message, remedy)
+
+
+def _kinks(d: Any, eps: float) -> Finding | None:
+    """The derivative jumps where the start is moved, beyond what growth explains."""
+    del eps
+    whole = float(np.sum(d.growth))
+    grown = math.exp(min(max(whole, 0.0), 700.0))
+    parts = float(np.sum(np.abs(d.contributions)))
+    for radius, relative, change in _moves(d):
+        smooth = _SMOOTH * radius * grown * max(parts, abs(d.total))
+        if relative <= _JUMPS or change <= smooth:
+            continue
+        message = (
+            f"moving the start by {radius:g} of its size changes the derivative by "
+            f"{100 * relative:.0f} %, while perturbations grow by e^{whole:.2g}: the "
+            "run has kinks, and its derivative is that of one of very many pieces"
+        )
+        return Finding("kinks", None, message, _SMOOTHER)
+    return None
+
+
+def _moves(d: Any) -> list[tuple[float, float, float]]:
+    """Radius of a moved start, relative and absolute change of the derivative."""
+    changes = np.abs(d.moved_totals - d.total)
+    sizes = np.maximum(np.abs(d.moved_totals), abs(d.total))
+    return [
+        (radius, float(change / size), float(change))
+        for radius, change, size in zip(RADII, changes, sizes, strict=True)
+        if math.isfinite(change) and size > 0.0
+    ]
+
+
+def _rough(d: Any, eps: float) -> Finding | None:
+    """Several hyperparameters, and a coarse look that sees noise."""
+    del eps
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(d.direction))
+    if count < 2 or not d.metasmoothness < _METASMOOTH:
+        return None
+    message = (
+        f"metasmoothness {d.metasmoothness:.2f} (1 is smooth): over 5 % of each "
+        "hyperparameter the final weights turn back about as often as they go on"
+    )
+    return Finding("not metasmooth", None, message, _SMOOTHER)
 
 
 def _edge(d: Any, eps: float) -> Finding | None:
@@ -110,7 +177,7 @@ def _cancellation(d: Any, eps: float) -> Finding | None:
 
 
 def _disagreement(d: Any, eps: float) -> Finding | None:
-    """Forward and reverse computed the same total, unless the start is learned too."""
+    """Forward and reverse computed the same total."""
     reverse = d.start + d.direct + float(np.sum(d.contributions))
     size = abs(d.start) + abs(d.direct) + float(np.sum(np.abs(d.contributions)))
     error = abs(reverse - d.total)
