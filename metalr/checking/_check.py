@@ -8,12 +8,12 @@ from jaxtyping import Array
 
 from .._checks import float_leaves, positive_int
 from .._programs.dependence import check_dependence
+from .._programs.limits import epsilon
 from .._types import Hyper, Objective
 from ..hypergrad import Engine
 from ..hypergrad.hypergradient import as_pytree
 from ..profiling import parse_bytes
 from ._compare import Problem, compare
-from ._differences import epsilon
 from ._engines import default_engines
 from ._precision import limited, most_precise
 from ._verdict import Check, HypergradientError, complaint
@@ -60,6 +60,8 @@ def check_hypergrad(
     chaos its run ends at another value, the row says "rounding". Gradients may differ
     by `rtol` of the largest entry of each leaf, plus 100 roundings of the value.
     Where hyper or the value is inf or nan, the verdict is "not finite" and says which.
+    Of a "differs" it names what is known to cause it: an optimizer that stops a
+    gradient (optax's L-BFGS), rules of the loss's own (`custom_vjp`, `stop_gradient`).
 
     Cost: two runs of each engine and its compilation, 25 runs (float64; 11 in float32)
     for each number or direction, and about 9 for the inner gradients. Not to be traced.

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._programs.limits import epsilon
 from .._types import Hyper
 from ..hypergrad import Engine
 from ..runs.unrolled import Unrolled
+from ._causes import causes
 from ._closed import Closed, closed_form
-from ._differences import Slope, epsilon, ladder
+from ._differences import Slope, ladder
 from ._directions import Direction, along_product, differences, directions
 from ._engines import first_line, measure
 from ._inner import inner_slopes
@@ -71,7 +73,15 @@ def compare(problem: Problem, engines: list[Engine], random_directions: int) -> 
         rows = [_own_run(row, value, problem.rtol) for row in rows]
     rows = [*rows, by_differences, *_inner_row(problem), *_pull_back_row(problem)]
     wider = problem.precise.dtype if problem.low else None
-    return conclude(grad, tuple(rows), problem.own.dtype, wider=wider, x64=_has_x64())
+    wrong = any(row.status == "differs" for row in rows)
+    return conclude(
+        grad,
+        tuple(rows),
+        problem.own.dtype,
+        wider=wider,
+        x64=_has_x64(),
+        cause=causes(*problem.own[:2]) if wrong else "",
+    )
 
 
 def _measured(problem: Problem, engines: list[Engine]) -> list[Candidate]:

@@ -1,6 +1,8 @@
 """`diagnose`: sharpness, growth, contributions and burn-in along an unroll."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from jaxtyping import Array
 from .._checks import float_leaves, positive_int
 from .._programs.compiled import compiled
 from .._programs.dependence import check_dependence
+from .._programs.limits import limiting_dtype
 from .._types import Hyper
 from ..hypergrad import Mixed
 from ..runs.run import is_run
@@ -189,21 +192,23 @@ def diagnose(
     positive_int(checkpoints, "checkpoints")
     hyper = float_leaves(hyper, "hyper")
     check_dependence(objective, hyper)
+    dtype = limiting_dtype(objective, hyper)
     hyper = objective.prepare(hyper)
     key = jax.random.key(0) if key is None else key
     checkpoints = checkpoints or default_checkpoints(objective.steps)
-    _check_forward_mode(objective, hyper)
     direction = _direction(objective, hyper, direction, checkpoints)
     kind, uniform = _kind(objective, hyper)
     options = {"kind": kind, "uniform": uniform, "iterations": iterations}
-    steps, ends = _forward(objective, hyper, direction, key, **options)
+    with _named_refusal():
+        steps, ends = _forward(objective, hyper, direction, key, **options)
     parts = _parts(objective, hyper, direction, checkpoints=checkpoints)
     seen = _Seen(
         *jax.tree.map(np.asarray, (steps, ends, parts)),
         moved_totals=moved_starts(objective, hyper, direction, key),
         metasmoothness=metasmoothness(objective, hyper, random_direction(hyper, key)),
     )
-    return _assemble(seen, direction, _METRICS[kind, uniform])
+    d = _assemble(seen, direction, _METRICS[kind, uniform])
+    return d._replace(findings=findings(d, dtype))
 
 
 class _Seen(NamedTuple):
@@ -216,13 +221,11 @@ class _Seen(NamedTuple):
     metasmoothness: float
 
 
-def _check_forward_mode(objective: Any, hyper: Hyper) -> None:
-    """Refuse what JAX can't push forward, before anything is compiled."""
-    value = lambda hyper: objective.evaluate(
-        hyper, objective.step(hyper, objective.init(hyper), jnp.asarray(0))[0]
-    )
+@contextlib.contextmanager
+def _named_refusal() -> Iterator[None]:
+    """What JAX can't push forward, in words."""
     try:
-        jax.eval_shape(lambda h: jax.jvp(value, (h,), (h,)), hyper)
+        yield
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
@@ -349,7 +352,7 @@ def _assemble(seen: _Seen, direction: Hyper, metric: str) -> Diagnosis:
     lyapunov = float(np.mean(steps.growth[late]))
     direct, total = float(parts.direct), float(ends.total)
     size = np.where(np.isfinite(slopes), np.abs(slopes), -1.0)
-    d = Diagnosis(
+    return Diagnosis(
         losses=losses,
         slopes=slopes,
         gradient_norms=steps.gradient,
@@ -374,7 +377,6 @@ def _assemble(seen: _Seen, direction: Hyper, metric: str) -> Diagnosis:
         direction=direction,
         findings=(),
     )
-    return d._replace(findings=findings(d))
 
 
 def _rate(sizes: np.ndarray) -> float:

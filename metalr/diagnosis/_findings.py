@@ -4,9 +4,9 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from .._programs.limits import epsilon
 from ._rough import RADII
 
 _GROWN = math.log(1e3)
@@ -46,8 +46,13 @@ class Finding(NamedTuple):
         return f"{self.kind}: {self.message}. {self.remedy}"
 
 
-def findings(d: Any) -> tuple[Finding, ...]:
-    """All that apply to a `Diagnosis`, the worst first."""
+def findings(d: Any, dtype: np.dtype) -> tuple[Finding, ...]:
+    """All that apply to a `Diagnosis`, the worst first.
+
+    Args:
+        d: the diagnosis.
+        dtype: that limits the value.
+    """
     rules = (
         _not_finite,
         _explosion,
@@ -60,8 +65,7 @@ def findings(d: Any) -> tuple[Finding, ...]:
         _short_memory,
         _burn_in,
     )
-    eps = float(jnp.finfo(d.losses.dtype).eps)
-    found = [rule(d, eps) for rule in rules]
+    found = [rule(d, epsilon(dtype)) for rule in rules]
     return tuple(finding for finding in found if finding is not None)
 
 
@@ -185,8 +189,8 @@ def _disagreement(d: Any, eps: float) -> Finding | None:
         return None
     message = f"forward mode gives {d.total:.6g}, the reverse sweep {reverse:.6g}"
     remedy = (
-        "One derivative rule of the loss or the optimizer is wrong, or its Hessian is "
-        "not symmetric (custom_vjp, stop_gradient): see metalr.check_hypergrad."
+        "The run's own pull_back, or a derivative rule with a transpose of its own, is "
+        "wrong: see metalr.check_hypergrad."
     )
     return Finding("modes disagree", None, message, remedy)
 
