@@ -19,18 +19,18 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import (
+    RegressionConfig,
+)
 from metalr.theory import Quadratic, estimators
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["bias_of_estimators"] = "bias_of_estimators"
-    data: RegressionData = BundledData()
     steps: PositiveInt = 16  # T
     relative_rate: PositiveFloat = 0.5  # η as a part of η*_T
     momentum: NonNegativeFloat = 0.9  # of the comparison
@@ -46,7 +46,7 @@ def size(config: Config) -> int:
 
 def run(config: Config) -> Iterator[Record]:
     """Yield one record for each truncation, then one for each width of smoothing."""
-    X, t, _ = load_regression(config.data, seed=config.seed, dtype=config.dtype)
+    X, t, _ = config.regression()
     exact = Quadratic.from_regression(X, t)
     if exact.eigenvalues.size == 0:
         msg = "the targets are orthogonal to the inputs: every learning rate is as good"

@@ -20,20 +20,22 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import (
+    BundledData,
+    RegressionConfig,
+    load_regression,
+)
 
 _CURVE = 241
 """Learning rates of a curve in the figure."""
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["convexity"] = "convexity"
-    data: RegressionData = BundledData()
     classes: BundledData = BundledData(name="breast_cancer", samples=100)
     momentum: NonNegativeFloat = 0.9
     steps: tuple[PositiveInt, ...] = (1, 2, 10, 1000)  # of gradient descent

@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.networks import (
     ConvLayer,
@@ -30,6 +29,7 @@ from experiments._settings.networks import (
     to_layers,
 )
 from metalr import convnet
+from metalr.profiling import compiled
 
 _LENET: tuple[LayerConfig, ...] = (
     ConvLayer(conv=6, kernel=5, padding="valid"),
@@ -149,14 +149,12 @@ def _measure(
     """Temporary bytes of one training step, and of its hypergradient."""
     objective, rate = _objective(layers, config, batch), _rate(config)
     step = jax.jit(lambda objective, rate: objective.final_params(rate))
-    bytes_ = []
-    for program in (step, jax.jit(metalr.hypergradient)):
-        analysis = program.lower(objective, rate).compile().memory_analysis()
-        if analysis is None:
-            msg = f"{jax.default_backend()} does not report the memory of a program"
-            raise ConfigError(msg)
-        bytes_.append(analysis.temp_size_in_bytes)
-    return bytes_[0], bytes_[1]
+    try:
+        training = compiled(step, objective, rate)
+        hypergradient = compiled(metalr.hypergradient, objective, rate)
+    except RuntimeError as error:  # the backend does not say
+        raise ConfigError(str(error)) from error
+    return training.temp_bytes, hypergradient.temp_bytes
 
 
 def _rate(config: Config) -> jax.Array:

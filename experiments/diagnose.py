@@ -23,14 +23,17 @@ from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import (
+    BundledData,
+    RegressionConfig,
+    RegressionData,
+)
 from metalr.theory import Quadratic
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["diagnose"] = "diagnose"
@@ -188,7 +191,7 @@ def _network(config: Config, rate: float) -> Problem:
 
 
 def _regression(config: Config) -> Problem:
-    X, t, _ = load_regression(config.data, seed=config.seed, dtype=config.dtype)
+    X, t, _ = config.regression()
     sharpest = float(Quadratic.from_regression(X, t).eigenvalues[-1])
     rate = config.relative_rate * 2.0 / sharpest
     loss = metalr.problems.least_squares(X, t)

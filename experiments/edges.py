@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.source_notes import IMAGE, LAPLACIAN
 from metalr import convnet

@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.papers import (
     MIXED_SETTING,
@@ -31,6 +30,7 @@ from experiments._settings.papers import (
 from metalr.convnet import Dense
 from metalr.hypergrad.binomial import forward_steps
 from metalr.problems import classifier, least_squares
+from metalr.profiling import compiled
 
 
 class Config(ExperimentConfig):
@@ -166,10 +166,10 @@ def _long(config: Config) -> Iterator[Record]:
     rates = jnp.full(steps, 1e-4, config.dtype)
     few = round(math.log2(steps))
     way = _engine(objective, metalr.Reverse(checkpoints=few))
-    compiled = jax.jit(way.function).lower(rates).compile()
-    temp = _temp(compiled)
+    program = compiled(way.function, rates)
+    temp = program.temp_bytes
     start = time.perf_counter()
-    found = jax.block_until_ready(compiled(rates))
+    found = jax.block_until_ready(program.run(rates))
     yield {
         "table": f"{steps} per-step rates, Adam, T = {steps}",
         "way": way.name,
@@ -290,14 +290,14 @@ def _compare(
     title: str, ways: Sequence[Way], hyper: Any, config: Config
 ) -> Iterator[dict[str, Any]]:
     """Compile all, then run them in turns; ratios to the first."""
-    compiled = [jax.jit(way.function).lower(hyper).compile() for way in ways]
+    programs = [compiled(way.function, hyper) for way in ways]
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(config.repeats):
-        for times, program in zip(seconds, compiled, strict=True):
+        for times, program in zip(seconds, programs, strict=True):
             start = time.perf_counter()
-            jax.block_until_ready(program(hyper))
+            jax.block_until_ready(program.run(hyper))
             times.append(time.perf_counter() - start)
-    temps = [_temp(program) for program in compiled]
+    temps = [program.temp_bytes for program in programs]
     medians = [statistics.median(times) for times in seconds]
     for way, temp, median in zip(ways, temps, medians, strict=True):
         row = {
@@ -317,10 +317,6 @@ def _compare(
                 and row["time_ratio"] <= way.time_target
             )
         yield row
-
-
-def _temp(compiled: Any) -> int:
-    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def _equinox() -> Any:

@@ -18,10 +18,14 @@ import optax
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, on_host
+from experiments._settings.data import (
+    BundledData,
+    RegressionConfig,
+    RegressionData,
+    on_host,
+)
 from experiments._settings.source_notes import lagged_adagrad
 from metalr import bias
 from metalr.problems import regression
@@ -45,7 +49,7 @@ _ALL: tuple[Name, ...] = (*_GRADIENT, "adagrad", "adagrad_lagged", *_SIGN[1:3])
 _ALL = (*_ALL, "adamw", "lion", "sign")
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["implicit_bias"] = "implicit_bias"

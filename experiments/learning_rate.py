@@ -17,18 +17,18 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import (
+    RegressionConfig,
+)
 from metalr.theory import Quadratic
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["learning_rate"] = "learning_rate"
-    data: RegressionData = BundledData()
     steps: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     start: PositiveFloat = 1e-3
     outer_optimizer: Literal["newton", "lbfgs", "adam", "sgd"] = "newton"
@@ -45,7 +45,7 @@ def size(config: Config) -> int:
 
 def run(config: Config) -> Iterator[Record]:
     """Yield one record for each horizon, as soon as it is known."""
-    X, t, _ = load_regression(config.data, seed=config.seed, dtype=config.dtype)
+    X, t, _ = config.regression()
     exact = Quadratic.from_regression(X, t)
     if exact.eigenvalues.size == 0:
         msg = "the targets are orthogonal to the inputs: every learning rate is as good"

@@ -23,8 +23,13 @@ from pydantic import PositiveFloat, PositiveInt
 from rich.console import Console
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig, digest
-from experiments._command.runner import Record, output_folder
+from experiments._command.config import digest
+from experiments._command.experiment import (
+    ConfigError,
+    ExperimentConfig,
+    Record,
+    output_folder,
+)
 from experiments._command.scan_progress import scan_progress, watched
 from experiments._command.sources import code_version
 from experiments._report.style import panels

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ExperimentConfig, Model
-from experiments._command.peak import fresh_peak
-from experiments._command.runner import Record
+from experiments._command.config import Model
+from experiments._command.experiment import ExperimentConfig, Record
+from experiments._command.fresh_peak import fresh_peak
 from experiments._report.style import panels
 from experiments._settings.workloads import Learned, Problem, Workload, workload
 from metalr import profiling

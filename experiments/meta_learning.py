@@ -20,19 +20,19 @@ from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import (
+    RegressionConfig,
+)
 from metalr.tasks import AXIS, Each, Mean, stack
 from metalr.theory import Quadratic
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["meta_learning"] = "meta_learning"
-    data: RegressionData = BundledData()
     rows: PositiveInt = 8  # of each task
     tasks: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32)  # to learn from
     held_out: PositiveInt = 64  # tasks to judge by
@@ -47,7 +47,7 @@ def size(config: Config) -> int:
 
 def run(config: Config) -> Iterator[Record]:
     """Yield one record for each number of training tasks."""
-    X, t, _ = load_regression(config.data, seed=config.seed, dtype=config.dtype)
+    X, t, _ = config.regression()
     if config.rows > len(t):
         msg = f"rows = {config.rows}: the data has only {len(t)}"
         raise ConfigError(msg)

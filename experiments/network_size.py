@@ -13,10 +13,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from experiments._command.config import ExperimentConfig, Model
-from experiments._command.runner import Record
+from experiments._command.config import MAX_INT, Model
+from experiments._command.experiment import ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.networks import NOTES, LayerConfig, to_layers
 from metalr import convnet
@@ -25,9 +25,9 @@ from metalr import convnet
 class Published(Model):
     """Totals to be compared with; those left out are not compared."""
 
-    neurons: PositiveInt | None = None
-    parameters: PositiveInt | None = None
-    connections: PositiveInt | None = None
+    neurons: PositiveInt | None = Field(default=None, le=MAX_INT)
+    parameters: PositiveInt | None = Field(default=None, le=MAX_INT)
+    connections: PositiveInt | None = Field(default=None, le=MAX_INT)
 
 
 class Config(ExperimentConfig):

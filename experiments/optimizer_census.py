@@ -23,8 +23,7 @@ from optax._src import alias
 from pydantic import PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, ExperimentConfig, Record
 from experiments._report.style import panels
 
 CASES = {

@@ -28,8 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, ExperimentConfig, Record
 from experiments._peers import work
 from experiments._peers.judge import Answer, verdict
 from experiments._peers.parent import fresh

@@ -21,8 +21,8 @@ from pydantic import PositiveFloat, PositiveInt
 
 import metalr
 from experiments import network_size, short_horizon
-from experiments._command.config import ExperimentConfig, read_yaml, validate
-from experiments._command.runner import Record
+from experiments._command.config import read_yaml, validate
+from experiments._command.experiment import ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.networks import to_layers
 from experiments._settings.papers import (

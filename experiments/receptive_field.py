@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pydantic import PositiveInt
 
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._settings.networks import ConvLayer, LayerConfig, PoolLayer, to_layers
 from metalr import convnet

@@ -1,31 +1,37 @@
 """A long outer loop that survives being killed: chunks, and a checkpoint after each.
 
-A chunk is a call of `metalr.learn` that continues the one before. Files are
-orbax-checkpoint's; a checkpoint appears under its name complete or not at all.
+A chunk is a call of `metalr.learn` that continues the one before. A checkpoint is one
+file: a hash of all that follows, a line of JSON that says what it is, and the bits of
+the arrays. It appears under its name complete or not at all.
 """
 
-import fcntl
 import functools
 import hashlib
+import json
+import math
+import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
-from pydantic import ValidationError
 
 import metalr
-from experiments._command.config import ConfigError, Model
+from experiments._command.config import ConfigError
+from experiments._store.locks import Busy, locked
 from metalr import Learned
 from metalr.hypergrad import Engine
 
 _KEPT = 3
 """Checkpoints kept: the newest, and those to fall back on where it is damaged."""
+
+_SUFFIX = ".checkpoint"
 
 
 class Learn(Protocol):
@@ -126,8 +132,8 @@ def in_chunks(
     if every < 1:
         msg = f"every = {every!r} must be ≥ 1"
         raise ConfigError(msg)
-    with _alone(folder), _checkpoints(folder) as manager:
-        learned, stopped = _newest(manager, learn, hyper, fingerprint, folder)
+    with _alone(folder):
+        learned, stopped = _newest(learn, hyper, fingerprint, folder)
         made = int(learned.steps) if learned else 0
         if made > steps:
             msg = (
@@ -137,7 +143,7 @@ def in_chunks(
             raise ConfigError(msg)
         if learned:
             yield _padded(learned, steps)
-        damaged = [step for step in manager.all_steps() if not learned or step > made]
+        damaged = [step for step in _steps(folder) if not learned or step > made]
         while not learned or (made < steps and not stopped):
             asked = min(every, steps - made)
             onward = {"state": learned.state} if learned else {}
@@ -146,8 +152,8 @@ def in_chunks(
             learned = _joined(learned, chunk)
             made = int(learned.steps)
             while damaged:  # not before there is something to take their place
-                manager.delete(damaged.pop())
-            _save(manager, learned, folder, fingerprint=fingerprint, stopped=stopped)
+                _file(folder, damaged.pop()).unlink(missing_ok=True)
+            _save(learned, folder, fingerprint=fingerprint, stopped=stopped)
             yield _padded(learned, steps)
 
 
@@ -173,121 +179,121 @@ def _padded(learned: Learned, steps: int) -> Learned:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out; the lock goes with this one, however it ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w", encoding="utf-8")
-    except OSError as error:
-        msg = f"cannot write checkpoints to {folder}: {error.strerror}"
-        raise ConfigError(msg) from error
-    with file:
+    """Keep other processes out."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(folder / "lock"))
         except OSError as error:
+            raise _unwritable(folder, error) from error
+        except Busy as error:
             msg = f"another process writes its checkpoints to {folder}: wait for it"
             raise ConfigError(msg) from error
         yield
 
 
-@contextmanager
-def _checkpoints(folder: Path) -> Iterator[Any]:
-    import orbax.checkpoint as ocp
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write checkpoints to {folder}: {error.strerror}")
 
-    policy = ocp.checkpoint_managers.preservation_policy.LatestN(_KEPT)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,  # what a killed process was writing
-        lightweight_initialize=True,  # reads no checkpoint before we have checked it
-    )
-    with ocp.CheckpointManager(folder.resolve(), options=options) as manager:
-        yield manager
+
+class _Checkpoint(NamedTuple):
+    """What is in a file."""
+
+    steps: int
+    fingerprint: str
+    stopped: bool  # by itself: the loop makes no further steps
+    arrays: Sequence[
+        tuple[str, Sequence[int], str | None]
+    ]  # dtype, shape, a key's kind
+    bits: bytes
 
 
 def _newest(
-    manager: Any, learn: Learn, hyper: Any, fingerprint: str, folder: Path
+    learn: Learn, hyper: Any, fingerprint: str, folder: Path
 ) -> tuple[Learned | None, bool]:
     """The newest checkpoint that is whole, and whether the loop had stopped there."""
-    for step in sorted(manager.all_steps(), reverse=True):
-        seal = _read_seal(folder, step)
-        if seal and seal.fingerprint != fingerprint:
+    for step in sorted(_steps(folder), reverse=True):
+        found = _read(_file(folder, step))
+        if found is None or found.steps != step:
+            warnings.warn(
+                f"the checkpoint {_file(folder, step)} is damaged: going on from the "
+                "one before",
+                stacklevel=2,
+            )
+            continue
+        if found.fingerprint != fingerprint:
             msg = (
                 f"{folder} holds checkpoints of another problem or of other code "
-                f"({seal.fingerprint}, not {fingerprint}): remove that folder to begin "
-                "anew"
+                f"({found.fingerprint}, not {fingerprint}): remove that folder to "
+                "begin anew"
             )
             raise ConfigError(msg)
-        if seal and seal.sha256 == _hash(folder / str(step)):
-            return _restored(manager, step, learn, hyper), seal.stopped
-        warnings.warn(
-            f"the checkpoint {folder / str(step)} is damaged or was not completed: "
-            "going on from the one before",
-            stacklevel=2,
-        )
+        return _restored(found, learn, hyper), found.stopped
     return None, False
 
 
-def _restored(manager: Any, step: int, learn: Learn, hyper: Any) -> Learned:
-    from orbax.checkpoint import args
-
+def _restored(found: _Checkpoint, learn: Learn, hyper: Any) -> Learned:
     # Shapes alone: nothing is computed.
     form = jax.eval_shape(lambda h: learn(h, steps=0), hyper)
-    history = jax.tree.map(
-        lambda row: jax.ShapeDtypeStruct((step + 1, *row.shape[1:]), row.dtype),
-        form.history,
+    structure = jax.tree.structure(form)
+    filled, start = [], 0
+    for dtype, shape, key in found.arrays:
+        array = np.frombuffer(found.bits, jnp.dtype(dtype), math.prod(shape), start)
+        start += array.nbytes
+        leaf = jnp.array(array.reshape(shape))
+        filled.append(jax.random.wrap_key_data(leaf, impl=key) if key else leaf)
+    return jax.tree.unflatten(structure, filled)
+
+
+def _bits(leaf: jax.Array) -> tuple[np.ndarray, str | None]:
+    """A leaf's bits, and how it was made if it is a random key."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
+    return np.asarray(leaf), None
+
+
+def _save(learned: Learned, folder: Path, *, fingerprint: str, stopped: bool) -> None:
+    arrays, keys = zip(*map(_bits, jax.tree.leaves(learned)), strict=True)
+    head = {
+        "steps": int(learned.steps),
+        "fingerprint": fingerprint,
+        "stopped": stopped,
+        "arrays": [
+            (array.dtype.name, array.shape, key)
+            for array, key in zip(arrays, keys, strict=True)
+        ],
+    }
+    content = b"".join(
+        [json.dumps(head).encode(), b"\n", *(array.tobytes() for array in arrays)]
     )
-    target = form._replace(history=history)
-    return jax.tree.map(
-        jnp.asarray, manager.restore(step, args=args.StandardRestore(target))
-    )
-
-
-def _save(
-    manager: Any, learned: Learned, folder: Path, *, fingerprint: str, stopped: bool
-) -> None:
-    from orbax.checkpoint import args
-
-    made = int(learned.steps)
-    if made not in manager.all_steps():  # else the loop has found that it had stopped
-        manager.save(made, args=args.StandardSave(learned), force=True)
-    seal = _Seal(
-        fingerprint=fingerprint, stopped=stopped, sha256=_hash(folder / str(made))
-    )
-    draft = folder / "seal.new"
-    draft.write_text(seal.model_dump_json(), encoding="utf-8")
-    draft.replace(_seal_file(folder, made))
-    kept = {_seal_file(folder, step) for step in manager.all_steps()}
-    for path in set(folder.glob("*.seal.json")) - kept:
-        path.unlink()
-
-
-class _Seal(Model):
-    """What stands beside a checkpoint, written last: without it, it does not count.
-
-    Damage is found by the hash, since orbax finds some of it only (a changed
-    bit passes), and reports it from several threads at once.
-    """
-
-    fingerprint: str
-    stopped: bool  # by itself: the loop makes no further steps
-    sha256: str
-
-
-def _seal_file(folder: Path, step: int) -> Path:
-    return folder / f"{step}.seal.json"
-
-
-def _read_seal(folder: Path, step: int) -> _Seal | None:
+    draft = folder / "new"
     try:
-        return _Seal.model_validate_json(_seal_file(folder, step).read_bytes())
-    except (OSError, ValidationError):
+        with draft.open("wb") as file:
+            file.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(_file(folder, head["steps"]))
+        for step in sorted(_steps(folder))[:-_KEPT]:
+            _file(folder, step).unlink()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _read(file: Path) -> _Checkpoint | None:
+    """A checkpoint; None where it is not what was written."""
+    try:
+        seal, _, content = file.read_bytes().partition(b"\n")
+    except OSError:
         return None
+    if seal != hashlib.sha256(content).hexdigest().encode():
+        return None
+    head, _, bits = content.partition(b"\n")
+    return _Checkpoint(**json.loads(head), bits=bits)
 
 
-def _hash(checkpoint: Path) -> str:
-    """Of the names and contents of all its files."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        name = path.relative_to(checkpoint).as_posix()
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+def _steps(folder: Path) -> list[int]:
+    names = (path.stem for path in folder.glob(f"*{_SUFFIX}"))
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"{step}{_SUFFIX}"

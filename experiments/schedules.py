@@ -18,14 +18,17 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ConfigError, ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ConfigError, Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import (
+    BundledData,
+    RegressionConfig,
+    RegressionData,
+)
 from metalr.theory import Quadratic, schedules
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["schedules"] = "schedules"
@@ -45,7 +48,7 @@ def size(config: Config) -> int:
 
 def run(config: Config) -> Iterator[Record]:
     """Yield one record for each horizon, as soon as it is known."""
-    X, t, _ = load_regression(config.data, seed=config.seed, dtype=config.dtype)
+    X, t, _ = config.regression()
     exact = Quadratic.from_regression(X, t)
     active = exact.eigenvalues.size
     if active < max(config.steps):

@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import ExperimentConfig, Record
 from experiments._report.style import panels
 from experiments._short_horizon.search import best_schedule
 from metalr.theory import NoisyQuadratic

@@ -27,19 +27,17 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 from experiments import tuned_rate
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData
+from experiments._settings.data import RegressionConfig
 
 Points: TypeAlias = Sequence[tuned_rate.Config]
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["sweep_speed"] = "sweep_speed"
-    data: RegressionData = BundledData()
     steps: tuple[PositiveInt, ...] = (1, 10, 100)
     optimizer: Literal["sgd", "heavy_ball", "nesterov"] = "sgd"
     batches: tuple[PositiveInt, ...] = (4, 16, 64, 256)

@@ -28,12 +28,12 @@ from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import Record
 from experiments._settings.data import (
     BundledData,
     CsvData,
-    RegressionData,
+    Regression,
+    RegressionConfig,
     load_regression,
 )
 from experiments._tuned_rate import optima
@@ -58,11 +58,10 @@ _COMPARED = (
 """Columns that need a closed form."""
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["tuned_rate"] = "tuned_rate"
-    data: RegressionData = BundledData()
     data_seed: int = 0  # of data.samples and of a made-up spectrum
     steps: PositiveInt = 10
     optimizer: Literal["sgd", "heavy_ball", "nesterov", "adam"] = "sgd"
@@ -76,6 +75,10 @@ class Config(ExperimentConfig):
     outer_learning_rate: PositiveFloat = 0.1  # of outer_optimizer: adam
     outer_steps: PositiveInt = 200
     rtol: NonNegativeFloat = 1e-13
+
+    def regression(self) -> Regression:
+        """Read the data, whose seed is its own."""
+        return load_regression(self.data, seed=self.data_seed, dtype=self.dtype)
 
 
 def size(config: Config) -> int:

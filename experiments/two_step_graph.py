@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 
 import metalr
-from experiments._command.config import ExperimentConfig
-from experiments._command.runner import Record
+from experiments._command.experiment import Record
 from experiments._report.style import panels
-from experiments._settings.data import BundledData, RegressionData, load_regression
+from experiments._settings.data import (
+    RegressionConfig,
+)
 from metalr.graph import computation_graph, reverse_residuals
 
 _OPTIMIZERS = {
@@ -33,11 +34,10 @@ _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _ROWS = {"η": 2.0, "w": 1.0, "∇": 0.0, "L": -1.0}
 
 
-class Config(ExperimentConfig):
+class Config(RegressionConfig):
     """Options of this experiment."""
 
     experiment: Literal["two_step_graph"] = "two_step_graph"
-    data: RegressionData = BundledData()
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     steps: PositiveInt = 2
     horizons: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -45,7 +45,7 @@ class Config(ExperimentConfig):
 
 def run(config: Config) -> Iterator[Record]:
     """Yield a record for each edge and side output, then one for each horizon."""
-    X, t, _ = load_regression(config.data, seed=config.seed, dtype=config.dtype)
+    X, t, _ = config.regression()
     loss = metalr.problems.least_squares(X, t)
     start = jnp.zeros_like(X[0])
 

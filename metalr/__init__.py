@@ -36,6 +36,7 @@ from .hypergrad import (
     SmoothedHyperGradient as SmoothedHyperGradient,
     Truncated as Truncated,
     hypergradient as hypergradient,
+    hypergradient_and_run as hypergradient_and_run,
 )
 from .optimizers.guard import guard as guard
 from .optimizers.per_step import per_step as per_step
@@ -46,4 +47,6 @@ from .outer.learn import (
     learn as learn,
 )
 from .outer.online import Online as Online, online as online
+from .runs.rollout import Rollout as Rollout
+from .runs.run import Run as Run
 from .runs.unrolled import Unrolled as Unrolled

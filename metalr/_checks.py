@@ -58,21 +58,21 @@ def one_dtype(tree: PyTree, name: str) -> jnp.dtype:
     return first.dtype
 
 
-def leading_axis(batches: PyTree, steps: int) -> None:
+def leading_axis(batches: PyTree, steps: int, *, name: str = "batches") -> None:
     """Check that there is one batch for each update.
 
     Raises:
         ValueError: if there is no step, or a leaf's leading axis has another length.
     """
     if steps == 0:
-        msg = "steps=0 sees no batch: pass batches=None"
+        msg = f"steps=0 sees no batch: pass {name}=None"
         raise ValueError(msg)
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         if leaf.ndim == 0 or leaf.shape[0] != steps:
             msg = (
-                f"{path_name('batches', path)} has shape {leaf.shape}; steps={steps} "
+                f"{path_name(name, path)} has shape {leaf.shape}; steps={steps} "
                 "needs a leading axis of that length, one entry for each update: "
-                "slice or repeat the batches"
+                f"slice or repeat the {name}"
             )
             raise ValueError(msg)
 

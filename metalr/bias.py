@@ -315,7 +315,7 @@ def _ratio(now: Scalar, then: Scalar) -> Scalar:
     return jnp.where(then > 0.0, now / jnp.where(then > 0.0, then, 1.0), 0.0)
 
 
-def _check(  # noqa: PLR0917
+def _check(
     X: Array,
     t: Array,
     optimizer: Any,

@@ -8,56 +8,65 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-from experiments._command.config import (
-    ConfigError,
-    override,
-    read_yaml,
-    to_yaml,
-    validate,
-)
+from experiments._command.errors import ConfigError
 from experiments._command.interrupt import Terminated, entry
-from experiments._command.registry import find, load, names
+from experiments._command.registry import docstring, find, load, names, questions
+from experiments._command.streams import Stream, forgiving, say
 
 __all__ = ["load", "main", "module_main", "names"]
+
+_FORMATS = ("table", "csv", "json", "parquet")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong without echoing control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        say(f"{self.prog}: error: {message}", error=True)
+        raise SystemExit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments …`; returns the exit code.
 
-    0: all is well; 1: points of a sweep failed; 2: the input or the store is wrong;
-    130: interrupted; 143: terminated.
+    0: all is well; 1: points of a sweep failed, or a page is not what the records say;
+    2: the input, the machine or the store is at fault; 130: interrupted; 143: ended.
     """
-    parser = _parser()
-    options, further = parser.parse_known_args(arguments)
-    _take_overrides(parser, options, further)
-    return _guarded(lambda: options.action(options))
+    with forgiving() as (out, _):
+        parser = _parser()
+        options, further = parser.parse_known_args(arguments)
+        _take_overrides(parser, options, further)
+        return _guarded(lambda: options.action(options), out, kept=options.kept)
 
 
 def module_main(name: str, arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments.NAME [key=value …]`: that experiment, its defaults."""
     if arguments is None:  # as the whole of a process
         entry(lambda: module_main(name, sys.argv[1:]))
-    module = load(name)
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}",
-        description=module.__doc__,
-        epilog=_options(module),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _common(parser)
-    options, further = parser.parse_known_args(arguments)
-    _take_overrides(parser, options, further)
-    return _guarded(lambda: _run(module, {"experiment": name}, options))
+    with forgiving() as (out, _):
+        module = load(name)
+        parser = _Parser(
+            prog=f"python -m experiments.{name}",
+            description=module.__doc__,
+            epilog=_options(module),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _common(parser)
+        options, further = parser.parse_known_args(arguments)
+        _take_overrides(parser, options, further)
+        content = {"experiment": name}
+        return _guarded(lambda: _run(module, content, options), out, kept=True)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m experiments",
         description="Without a command: list the experiments.",
     )
-    parser.set_defaults(action=_list)
+    parser.set_defaults(action=_list, kept=False)
     commands = parser.add_subparsers(dest="command")
     for add in _COMMANDS:
         add(commands)
@@ -68,16 +77,14 @@ def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="run the experiment of a config file")
     _config(run)
     _common(run)
-    run.set_defaults(action=_run_file)
+    run.set_defaults(action=_run_file, kept=True)
 
 
 def _add_sweep(commands: Any) -> None:
-    from experiments._sweep import axes
-
     sweep = commands.add_parser(
         "sweep",
         help="run an experiment at many points; the same command again goes on",
-        description=axes.__doc__,
+        description=docstring("experiments._sweep.axes"),
         epilog="executor: {kind: serial | dask, address: tcp://…, workers: N, "
         "time_limit: SECONDS, retries: N, memory_limit: 1GiB, batch: POINTS}; "
         "store: FILE (inside the folder of results). "
@@ -92,12 +99,10 @@ def _add_sweep(commands: Any) -> None:
     sweep.add_argument(
         "--dry-run", action="store_true", help="print the points, compute nothing"
     )
-    sweep.set_defaults(action=_sweep)
+    sweep.set_defaults(action=_sweep, kept=True)
 
 
 def _add_results(commands: Any) -> None:
-    from experiments._store.results import FORMATS
-
     results = commands.add_parser("results", help="show the results of a sweep")
     results.add_argument("store", type=Path, help="e.g. runs/NAME.sqlite")
     results.add_argument(
@@ -108,7 +113,7 @@ def _add_results(commands: Any) -> None:
         metavar="CONDITION",
         help="KEY=VALUE, or != < <= > >=; quote it: 'T<100' status=finished",
     )
-    results.add_argument("--format", choices=FORMATS, default="table")
+    results.add_argument("--format", choices=_FORMATS, default="table")
     results.add_argument("--out", type=Path, help="write to this file")
     results.add_argument(
         "--all", action="store_true", help="also those of earlier code, if recomputed"
@@ -120,10 +125,11 @@ def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="make an HTML page of results")
     report.add_argument(
         "sources",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="STORE-or-RUN",
-        help="a sweep's store, or the folder of a run (RUNS/EXPERIMENT/ID)",
+        help="a sweep's store, or the folder of a run (RUNS/EXPERIMENT/ID); "
+        "without one: the gallery of all published results",
     )
     report.add_argument(
         "--out", type=Path, default=Path("report.html"), help="the page (report.html)"
@@ -131,11 +137,29 @@ def _add_report(commands: Any) -> None:
     report.set_defaults(action=_report)
 
 
+def _add_publish(commands: Any) -> None:
+    publish = commands.add_parser(
+        "publish", help="keep finished runs; make RESULTS.md and README's table of them"
+    )
+    publish.add_argument(
+        "folders", nargs="*", type=Path, metavar="RUN", help="RUNS/EXPERIMENT/ID"
+    )
+    publish.add_argument(
+        "--check", action="store_true", help="write nothing; 1 if a page is out of date"
+    )
+    publish.add_argument("--name", help="of the record (the name of the run's config)")
+    publish.add_argument(
+        "--configs", type=Path, help="folder of records and figures (configs)"
+    )
+    publish.set_defaults(action=_publish)
+
+
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     _add_run,
     _add_sweep,
     _add_results,
     _add_report,
+    _add_publish,
 )
 
 
@@ -167,17 +191,18 @@ def _take_overrides(
 
 def _list(options: argparse.Namespace) -> int:
     del options
-    for name in names():
-        question = (load(name).__doc__ or "").splitlines()[0]
-        print(f"{name:<16} {question.removeprefix('Question: ')}")
-    print("\nRun one: python -m experiments run configs/NAME.yaml [key=value …]")
-    print("Its options: python -m experiments.NAME --help")
-    print("Many points: python -m experiments sweep CONFIG.yaml, then results STORE")
-    print("A page to look at: python -m experiments report STORE-or-RUN…")
+    for name, question in questions().items():
+        say(f"{name:<18} {question}")
+    say("\nRun one: python -m experiments run configs/NAME.yaml [key=value …]")
+    say("Its options: python -m experiments.NAME --help")
+    say("Many points: python -m experiments sweep CONFIG.yaml, then results STORE")
+    say("A page to look at: python -m experiments report [STORE-or-RUN…]")
     return 0
 
 
 def _run_file(options: argparse.Namespace) -> int:
+    from experiments._command.config import override, read_yaml
+
     content = read_yaml(options.config)
     module = find(override(content, options.overrides).get("experiment"))
     return _run(module, content, options)
@@ -186,14 +211,17 @@ def _run_file(options: argparse.Namespace) -> int:
 def _run(
     module: ModuleType, content: dict[str, Any], options: argparse.Namespace
 ) -> int:
-    from experiments._command.runner import execute
+    from experiments._command.config import override, validate
 
     config = validate(module.Config, override(content, options.overrides))
+    from experiments._command.runner import execute
+
     execute(module, config, options.runs)
     return 0
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from experiments._command.config import override, read_yaml
     from experiments._sweep.plan import make_plan
     from experiments._sweep.sweep import preview, run_sweep, store_path
 
@@ -203,7 +231,7 @@ def _sweep(options: argparse.Namespace) -> int:
         preview(plan, path)
         return 0
     totals = run_sweep(plan, path)
-    print(
+    say(
         f"{path}: {totals.finished} computed, {totals.skipped} skipped, "
         f"{totals.failed} failed, {totals.timed_out} timed out"
     )
@@ -219,28 +247,60 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from experiments._report.page import write_report
+    from experiments._report.page import write_gallery, write_report
 
-    write_report(options.sources, options.out)
-    print(options.out)
+    if options.sources:
+        write_report(options.sources, options.out)
+    else:
+        write_gallery(options.out)
+    say(str(options.out))
     return 0
 
 
-def _guarded(action: Callable[[], int]) -> int:
+def _publish(options: argparse.Namespace) -> int:
+    from experiments._report.publish import faults, publish
+    from experiments._report.records import CONFIGS
+
+    configs = options.configs or CONFIGS
+    if options.check:
+        found = faults(configs)
+        for fault in found:
+            say(fault, error=True)
+        return 1 if found else 0
+    for path in publish(options.folders, options.name, configs):
+        say(str(path))
+    return 0
+
+
+def _guarded(action: Callable[[], int], out: Stream, *, kept: bool) -> int:
+    """The exit code of an action.
+
+    Args:
+        action: what was asked for.
+        out: where it prints.
+        kept: whether its results are on disk, whatever becomes of what is printed.
+    """
     try:
-        return action()
+        code = action()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         return 130
     except Terminated:
-        print("terminated", file=sys.stderr)
+        say("terminated", error=True)
         return 143
+    out.flush()
+    if out.failed and out.lost is not None:
+        say(f"error: standard output: {out.lost.strerror}", error=True)
+        return code if kept else 2
+    return code
 
 
 def _options(module: ModuleType) -> str:
     """The default config as YAML: every option with its default."""
+    from experiments._command.config import to_yaml
+
     indented = to_yaml(module.Config()).replace("\n", "\n  ")
     return f"options and their defaults (dotted: data.name=…):\n  {indented}"

@@ -19,10 +19,13 @@ def inside(folder: Path, name: str, *, field: str) -> Path:
     Raises:
         ConfigError: if the path is absolute or leaves the folder.
     """
+    if "\0" in name or not name:
+        msg = f"{field} = {name!r}: is no file's name"
+        raise ConfigError(msg)
     parts = PurePath(name).parts
     path = folder / name
     outside = not path.resolve().is_relative_to(folder.resolve())
-    if PurePath(name).is_absolute() or ".." in parts or outside or "\0" in name:
+    if PurePath(name).is_absolute() or ".." in parts or outside:
         msg = f"{field} = {name!r}: must be a path inside the folder {folder}"
         raise ConfigError(msg)
     if path.resolve() == folder.resolve() or path.is_dir():

@@ -1,96 +1,29 @@
-"""The real peak of one compiled hypergradient, in a fresh process.
-
-`python -m experiments._command.peak PROBLEM LEARNED STEPS ENGINE DTYPE` prints bytes:
-on a CPU what the process's peak (VmHWM) rose above its size before the run, on an
-accelerator `peak_bytes_in_use` less what was in use.
-"""
+"""The resident memory of a process and its peak, as Linux counts them. Needs no JAX."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
-
-import jax
-
-from experiments._settings.workloads import workload
-from metalr.hypergrad import Engine, Forward, Mixed, Reverse, hypergradient
-
-_ENGINES = {"Forward": Forward, "Mixed": Mixed, "Reverse": Reverse}
 
 
-def fresh_peak(
-    problem: str, learned: str, steps: int, engine: Engine | None, dtype: str
-) -> int:
-    """Run this module in a process of its own.
-
-    Raises:
-        RuntimeError: if that process fails.
-    """
-    arguments = [problem, learned, str(steps), str(engine), dtype]
-    command = [sys.executable, "-m", "experiments._command.peak", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        msg = f"the fresh process ended with code {done.returncode}: {last}"
-        raise RuntimeError(msg)
-    return int(done.stdout)
-
-
-def read_engine(text: str) -> Engine | None:
-    """The inverse of `str` for the engines measured here; None for the run itself.
-
-    Raises:
-        ValueError: if it is none of them.
-    """
-    if text == "None":
-        return None
-    match = re.fullmatch(r"(Forward|Mixed|Reverse)\((?:(\w+)=(\d+))?\)", text)
-    if match is None:
-        msg = f"engine = {text!r} must be one of {', '.join(_ENGINES)}, or None"
-        raise ValueError(msg)
-    name, option, value = match.groups()
-    return _ENGINES[name](**({option: int(value)} if option else {}))
-
-
-def _measure(
-    problem: Any, learned: Any, steps: int, engine: Engine | None, dtype: str
-) -> int:
-    jax.config.update("jax_enable_x64", dtype == "float64")
-    case = workload(problem, learned, dtype=dtype, seed=0)
-    objective, hyper = case.make(steps), case.hyper(steps)
-
-    def run(objective, hyper):
-        if engine is None:
-            return objective(hyper)
-        return hypergradient(objective, hyper, engine)
-
-    compiled = jax.jit(run).lower(objective, hyper).compile()
-    before = _reset_peak()
-    jax.block_until_ready(compiled(objective, hyper))
-    return _peak() - before
-
-
-def _reset_peak() -> int:
-    stats = jax.devices()[0].memory_stats()
-    if stats:
-        return stats["bytes_in_use"]
+def reset_peak() -> int:
+    """Set this process's peak to its present size in bytes, and return that."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
+    return resident()
 
 
-def _peak() -> int:
-    stats = jax.devices()[0].memory_stats()
-    return stats["peak_bytes_in_use"] if stats else _status("VmHWM")
+def peak() -> int:
+    """Most bytes that this process had resident since `reset_peak` (VmHWM)."""
+    return _status("self", "VmHWM")
 
 
-def _status(key: str) -> int:
-    text = Path("/proc/self/status").read_text(encoding="ascii")
-    (kilobytes,) = re.findall(rf"{key}:\s+(\d+) kB", text)
-    return 1024 * int(kilobytes)
+def resident(pid: int | str = "self") -> int:
+    """Bytes that a process has resident (VmRSS); 0 where it has just ended."""
+    return _status(pid, "VmRSS")
 
 
-if __name__ == "__main__":
-    problem, learned, steps, engine, dtype = sys.argv[1:]
-    size = _measure(problem, learned, int(steps), read_engine(engine), dtype)
-    sys.stdout.write(f"{size}\n")
+def _status(pid: int | str, key: str) -> int:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = re.search(rf"{key}:\s+(\d+) kB", text)  # a zombie has none
+    return 1024 * int(found[1]) if found else 0

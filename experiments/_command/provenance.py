@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from experiments._command.config import ExperimentConfig, digest
+from experiments._command.config import digest
+from experiments._command.experiment import ExperimentConfig
 
 _PACKAGES = ("metalr", "jax", "jaxlib", "optax", "chex", "numpy", "scikit-learn")
 

@@ -1,12 +1,20 @@
-"""Where experiments are found: the modules of this package, and those a user names."""
+"""Where experiments are found: the modules of this package, and those a user names.
 
+They are found in the source text (`ast`), so that listing them runs none of their code.
+"""
+
+import ast
+import functools
 import importlib
+import importlib.util
 import os
 import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 
 import experiments
-from experiments._command.config import ConfigError
+from experiments._command.errors import ConfigError
 
 VARIABLE = "METALR_EXPERIMENTS"
 """Environment variable: dotted names of further modules, comma-separated.
@@ -15,14 +23,19 @@ An experiment has the last part of its module's name. Configs cannot name module
 importing one runs its code."""
 
 
+def questions() -> dict[str, str]:
+    """The experiments, and the first line of each one's docstring."""
+    return {name: _first_line(path) for name, path in _experiments().items()}
+
+
 def names() -> list[str]:
-    """The experiments: modules with a `Config` and a `run`."""
-    return [name for name in _modules() if is_experiment(load(name))]
+    """The experiments: modules that define a `Config` and a `run`."""
+    return list(_experiments())
 
 
 def load(name: str) -> ModuleType:
-    """The module of that name, experiment or not."""
-    return importlib.import_module(_modules()[name])
+    """The module of an experiment."""
+    return importlib.import_module(_experiments()[name])
 
 
 def find(name: object) -> ModuleType:
@@ -31,23 +44,58 @@ def find(name: object) -> ModuleType:
     Raises:
         ConfigError: if there is none; the message lists those that there are.
     """
-    if isinstance(name, str) and name in _modules() and is_experiment(load(name)):
+    if isinstance(name, str) and name in _experiments():
         return load(name)
     msg = f"experiment = {name!r}: must be one of {', '.join(names())}"
     raise ConfigError(msg)
 
 
-def is_experiment(module: ModuleType) -> bool:
-    """Whether it has what an experiment needs."""
-    return hasattr(module, "Config") and hasattr(module, "run")
+def docstring(module: str) -> str:
+    """The docstring of a module, read without importing it."""
+    tree = _parsed(module)
+    return (ast.get_docstring(tree) if tree else None) or ""
 
 
-def _modules() -> dict[str, str]:
-    own = {
-        info.name: f"experiments.{info.name}"
-        for info in pkgutil.iter_modules(experiments.__path__)
-    }
+def claim(name: str) -> str:
+    """What an experiment claims, from its docstring, in one line; may be empty."""
+    if name not in _experiments():
+        return ""
+    _, _, rest = docstring(_experiments()[name]).partition("Claim: ")
+    return " ".join(rest.partition("\n\n")[0].split())
+
+
+def _first_line(module: str) -> str:
+    first = docstring(module).partition("\n")[0]
+    return first.removeprefix("Question: ")
+
+
+def _experiments() -> Mapping[str, str]:
+    """Names, and the modules that hold them."""
+    own = sorted(info.name for info in pkgutil.iter_modules(experiments.__path__))
     further = filter(None, os.environ.get(VARIABLE, "").replace(" ", "").split(","))
-    return dict(sorted(own.items())) | {
-        path.rpartition(".")[2]: path for path in further
+    modules = [f"experiments.{name}" for name in own if not name.startswith("_")]
+    return {
+        module.rpartition(".")[2]: module
+        for module in [*modules, *further]
+        if _defines(module, "Config", "run")
     }
+
+
+def _defines(module: str, *wanted: str) -> bool:
+    tree = _parsed(module)
+    found = {
+        node.name
+        for node in (tree.body if tree else [])
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    return found.issuperset(wanted)
+
+
+@functools.cache
+def _parsed(module: str) -> ast.Module | None:
+    """The source of a module, parsed; None where there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+        return ast.parse(Path(spec.origin or "").read_bytes()) if spec else None
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return None

@@ -1,18 +1,19 @@
 """Run one experiment: folder, provenance, records as they come, table, figures."""
 
 import datetime as dt
-import json
+import io
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,103 +22,120 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
-from experiments._command.config import ExperimentConfig, digest, to_yaml
+import metalr
+from experiments._command import strict_json, tables
+from experiments._command.config import ConfigError, digest, to_yaml
+from experiments._command.experiment import (
+    Experiment,
+    ExperimentConfig,
+    Record,
+    experiment,
+    kept_in,
+)
 from experiments._command.provenance import origin
-
-Record: TypeAlias = Mapping[str, Any]
-"""One result. Numbers and text are shown; lists and mappings are kept for figures.
-Records with a `table` entry are shown in a table of that name."""
-
-_kept_in: ContextVar[Path | None] = ContextVar("_kept_in", default=None)
-
-
-def output_folder() -> Path | None:
-    """`runs/<experiment>/` while `execute` runs it, the same for each run; else None.
-
-    For what an experiment keeps from one run to the next, such as checkpoints.
-    """
-    return _kept_in.get()
+from experiments._command.run_folder import (
+    environment,
+    new_folder,
+    write,
+    write_json,
+)
+from experiments._command.streams import say
 
 
 def execute(module: ModuleType, config: ExperimentConfig, runs: Path) -> Path:
     """Run `module` on `config` and keep everything under `runs/<experiment>/<id>/`.
 
-    The folder is new for each run. Records are on disk as soon as they are known;
-    `provenance.json` says `running`, then `finished` or `failed`.
+    The folder is new for each run (`run_folder`). Records are on disk as soon as they
+    are known; `provenance.json` says `running`, then `finished` or `failed`.
 
     Returns:
         The folder.
+
+    Raises:
+        ConfigError: if the data, the machine or the library refuse what the config
+            asks for.
     """
-    parent = runs / module.__name__.rpartition(".")[2]
-    token = _kept_in.set(parent)
-    try:
-        with jax.enable_x64(config.dtype == "float64"):
-            return _execute(module, config, parent)
-    finally:
-        _kept_in.reset(token)
+    subject = experiment(module)
+    parent = runs / subject.name
+    with kept_in(parent), jax.enable_x64(config.dtype == "float64"):
+        with environment("keep results"):
+            folder = new_folder(parent, digest(config))
+        return _execute(subject, config, folder)
 
 
-def _execute(module: ModuleType, config: ExperimentConfig, parent: Path) -> Path:
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    folder = _new_folder(parent, digest(config))
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+def _execute(subject: Experiment, config: ExperimentConfig, folder: Path) -> Path:
     provenance = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "load_before": os.getloadavg()[0],  # processes that other work kept running
+        "compilation_cache": bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")),
         **origin(config),
     }
     start = time.perf_counter()
 
     def note(status: str) -> None:
         provenance.update(status=status, wall_seconds=time.perf_counter() - start)
-        _write_json(folder / "provenance.json", provenance)
+        write_json(folder / "provenance.json", provenance)
 
-    note("running")
     try:
-        _describe_data(config, folder)
-        records = []
-        with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
-            for record in _with_progress(module, config):
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                records.append(record)
-        _show(records, module, console)
-        _save_figures(module, records, folder)
+        with environment(f"finish {subject.name}"):
+            write(folder / "config.yaml", to_yaml(config))
+            note("running")
+            records = _kept(subject, config, folder)
+            _save_figures(subject, records, folder)
+            note("finished")
     except BaseException as error:
-        note(f"failed: {type(error).__name__}: {error}")
+        with suppress(OSError):
+            note(f"failed: {type(error).__name__}: {error}")
+            write(folder / "traceback.txt", traceback.format_exc())
+        if refusal := _refusal(error):
+            raise ConfigError(refusal) from error
         raise
-    note("finished")
-    console.print(f"{folder}  ({provenance['wall_seconds']:.1f} s)", highlight=False)
+    _show(subject, records, folder)
+    say(f"{folder}  ({provenance['wall_seconds']:.1f} s)")
     return folder
 
 
-def _new_folder(parent: Path, key: str) -> Path:
-    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-    for attempt in range(1000):
-        folder = parent / (f"{stamp}-{key}" + (f"-{attempt}" if attempt else ""))
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    msg = f"no free folder name under {parent}"
-    raise RuntimeError(msg)
+def _refusal(error: BaseException) -> str | None:
+    """What the machine or the library could not do, in a line; None: a fault."""
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}".removesuffix(": ")
+    if isinstance(error, OverflowError):
+        return f"a number is too large: {error}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        text = str(error).partition("\n")[0]
+        full = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+        return f"out of memory: {text}" if full else None
+    if isinstance(error, ValueError) and _raised_in_metalr(error):
+        return str(error)
+    return None
 
 
-def _describe_data(config: ExperimentConfig, folder: Path) -> None:
-    """Keep what was read and how it was standardized; a bad file fails here."""
-    data = getattr(config, "data", None)
+def _raised_in_metalr(error: BaseException) -> bool:
+    """Whether the library itself refused a value, which it does by `ValueError`."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    home = str(Path(metalr.__file__).parent) + os.sep
+    return bool(frames) and frames[-1][0].f_code.co_filename.startswith(home)
+
+
+def _kept(
+    subject: Experiment, config: ExperimentConfig, folder: Path
+) -> list[dict[str, Any]]:
+    """Run, each record on disk as soon as it is known."""
+    data = config.describe()
     if data is not None:
-        from experiments._settings.data import load_regression
+        write_json(folder / "data.json", data)
+    records = []
+    with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
+        for record in _with_progress(subject, config):
+            file.write(strict_json.dumps(record) + "\n")
+            file.flush()
+            records.append(dict(record))
+    return records
 
-        seed = getattr(config, "data_seed", config.seed)
-        problem = load_regression(data, seed=seed, dtype=config.dtype)
-        _write_json(folder / "data.json", problem.description)
 
-
-def _with_progress(module: ModuleType, config: ExperimentConfig) -> Iterator[Record]:
+def _with_progress(subject: Experiment, config: ExperimentConfig) -> Iterator[Record]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -126,56 +144,31 @@ def _with_progress(module: ModuleType, config: ExperimentConfig) -> Iterator[Rec
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    total = module.size(config) if hasattr(module, "size") else None
-    name = module.__name__.rpartition(".")[2]
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=total)
-        for record in module.run(config):
+        task = bar.add_task(subject.name, total=subject.size(config))
+        for record in subject.run(config):
             yield record
             bar.advance(task)
 
 
-def _show(records: list[Record], module: ModuleType, console: Console) -> None:
-    tables: dict[str, list[Record]] = {}
+def _show(subject: Experiment, records: Sequence[Record], folder: Path) -> None:
+    found: dict[str, list[Record]] = {}
     for record in records:
-        tables.setdefault(record.get("table", module.__name__), []).append(record)
-    for title, rows in tables.items():
-        keys = [
-            key
-            for key, value in rows[0].items()
-            if key != "table" and not isinstance(value, list | dict)
-        ]
-        table = Table(title=title.removeprefix("experiments."))
-        for key in keys:
-            right = not isinstance(rows[0][key], str)
-            table.add_column(
-                key.replace("_", " "), justify="right" if right else "left"
-            )
-        for row in rows:
-            table.add_row(*(escape(cell(row.get(key))) for key in keys))
-        console.print(table)
+        found.setdefault(str(record.get("table", subject.name)), []).append(record)
+    for title, rows in found.items():
+        whole = f"python -m experiments report {folder}"
+        say(tables.render(title, rows, whole=whole))
 
 
-def cell(value: Any) -> str:
-    """A value as tables show it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.7g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
-    return "" if value is None else str(value)
-
-
-def _save_figures(module: ModuleType, records: list[Record], folder: Path) -> None:
-    if not hasattr(module, "figures"):
+def _save_figures(subject: Experiment, records: Sequence[Record], folder: Path) -> None:
+    if not records:
         return
     from experiments._report.hover import to_svg
     from experiments._report.style import figure_style
 
     with figure_style():
-        for name, figure in module.figures(records).items():
-            figure.savefig(folder / f"{name}.png")
-            (folder / f"{name}.svg").write_text(to_svg(figure), encoding="utf-8")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, figure in subject.figures(records).items():
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png")
+            write(folder / f"{name}.png", picture.getvalue())
+            write(folder / f"{name}.svg", to_svg(figure))

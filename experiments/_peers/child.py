@@ -10,15 +10,14 @@ import gc
 import importlib.metadata
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments._command.peak import peak, reset_peak
 from experiments._peers import work
 from experiments._peers.ways import BY_NAME, Way
 
@@ -47,6 +46,7 @@ def _jax(
     import jax.numpy as jnp
 
     from experiments._peers import jax_ways
+    from metalr.profiling import compiled
 
     this = jax_ways.setting(case, data)
     hypergradient = getattr(jax_ways, way.functions[0])(this)
@@ -55,19 +55,18 @@ def _jax(
     jax.block_until_ready(jax.jit(jax.grad(this.loss))(this.params))
     jitted = jax.jit(hypergradient)
     start = time.perf_counter()
-    compiled = jitted.lower(hyper).compile()
-    compile_seconds = time.perf_counter() - start
-    accounting = compiled.memory_analysis()
+    program = compiled(jitted, hyper)
+    before_first = time.perf_counter() - start  # what a user waits: tracing as well
 
     def call() -> Any:
         try:
-            return jax.block_until_ready(compiled(hyper))
+            return jax.block_until_ready(program.run(hyper))
         except TypeError:  # a leaked tracer became an argument: say what a user sees
             return jax.block_until_ready(jitted(hyper))
 
     return {
-        **_measure(call, request, compile_seconds),
-        "xla_temp_bytes": accounting.temp_size_in_bytes if accounting else None,
+        **_measure(call, request, before_first),
+        "xla_temp_bytes": program.temp_bytes,
         **_about(way, jax_ways),
     }
 
@@ -97,11 +96,11 @@ def _measure(
     call: Callable[[], Any], request: dict[str, Any], compile_seconds: float
 ) -> dict[str, Any]:
     gc.collect()
-    before = _reset_peak()
+    before = reset_peak()
     start = time.perf_counter()
     value, grad = call()
     first = time.perf_counter() - start
-    peak = _status("VmHWM") - before
+    peak_bytes = peak() - before
     seconds: list[float] = []
     while len(seconds) < request["calls"] and (
         not seconds or sum(seconds) + first < request["seconds"]
@@ -115,20 +114,8 @@ def _measure(
         "grad": np.asarray(grad, np.float64).tolist(),
         "seconds": seconds,
         "first_seconds": compile_seconds + first,
-        "peak_bytes": peak,
+        "peak_bytes": peak_bytes,
     }
-
-
-def _reset_peak() -> int:
-    """Set the peak to the present size, and return that (`peak` would load JAX)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
-
-
-def _status(key: str) -> int:
-    text = Path("/proc/self/status").read_text(encoding="ascii")
-    (kilobytes,) = re.findall(rf"{key}:\s+(\d+) kB", text)
-    return 1024 * int(kilobytes)
 
 
 def _about(way: Way, module: Any) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from experiments._command.peak import resident
 
 _POLL = 0.05  # seconds
 
@@ -59,16 +60,7 @@ def _watch(
     while process.poll() is None:
         if time.monotonic() > end:
             return {"too_slow": f"over {time_limit:g} s"}
-        if _resident(process.pid) > memory_limit:
+        if resident(process.pid) > memory_limit:
             return {"failed": f"over {memory_limit / 1e9:g} GB of memory"}
         time.sleep(_POLL)
     return None
-
-
-def _resident(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:  # it has just ended
-        return 0
-    found = re.search(r"VmRSS:\s+(\d+) kB", text)
-    return 1024 * int(found[1]) if found else 0

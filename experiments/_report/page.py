@@ -7,7 +7,6 @@ script but its own.
 import base64
 import datetime as dt
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments._command.config import ConfigError
-from experiments._command.runner import cell
+from experiments._command.registry import claim
+from experiments._command.run_folder import environment as environment_of, write
+from experiments._command.tables import cell, is_number, shown
 from experiments._report.inline_svg import inline
+from experiments._report.publish import facts
+from experiments._report.records import CONFIGS, Kept, read_all
 from experiments._report.run_section import run_section
-from experiments._report.sections import Picture, Section, Table
+from experiments._report.sections import Picture, Section, Table, question
 from experiments._report.sweep_sections import sweep_sections
 from experiments._store.results import as_csv
 
@@ -54,6 +57,18 @@ class Column(NamedTuple):
     numeric: bool
 
 
+class Item(NamedTuple):
+    """A published result in the gallery."""
+
+    name: str
+    question: str
+    claim: str
+    headline: str
+    command: str
+    facts: str
+    pictures: list[str]  # data: addresses
+
+
 def write_report(sources: Sequence[Path], out: Path) -> None:
     """Write the page of run folders and stores.
 
@@ -63,39 +78,33 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
     """
     _check_target(out)
     found = [section for source in sources for section in _sections(source)]
-    page = render(found)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(page.encode(errors="replace"))
-        draft.replace(out)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        msg = f"cannot write {out}: {error.strerror}"
-        raise ConfigError(msg) from error
+    _write(out, render(found))
+
+
+def write_gallery(out: Path, configs: Path = CONFIGS) -> None:
+    """Write the page of all published results.
+
+    Raises:
+        ConfigError: if a record is damaged or has lost its figure, or `out` is a file
+            that is no report, or cannot be written. Nothing is written then.
+    """
+    _check_target(out)
+    records = read_all(configs)
+    if not records:
+        msg = f"{configs / 'records'} holds no record: name a run or a store"
+        raise ConfigError(msg)
+    title = "What metalr does: the gallery"
+    items = [_item(kept, configs) for kept in records]
+    _write(out, _page("gallery.html.jinja", title, items=items))
 
 
 def render(found: Sequence[Section]) -> str:
-    """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script, style = (
-        (_FOLDER / f"report.{kind}").read_text(encoding="utf-8").strip()
-        for kind in ("js", "css")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.jinja").render(
-        generator=Markup(GENERATOR),
-        title=", ".join(dict.fromkeys(section.title for section in found)),
-        made=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        script=Markup(script),
-        script_hash=digest,
-        style=Markup(style),
+    """The page of these sections as text."""
+    title = ", ".join(dict.fromkeys(section.title for section in found))
+    return _page(
+        "report.html.jinja",
+        f"metalr: {title}",
+        heading=title,
         sections=found,
         columns=columns,
         row=row,
@@ -108,16 +117,59 @@ def render(found: Sequence[Section]) -> str:
     )
 
 
+def _page(template: str, title: str, **content: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script, style = (
+        (_FOLDER / f"report.{kind}").read_text(encoding="utf-8").strip()
+        for kind in ("js", "css")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        generator=Markup(GENERATOR),
+        title=title,
+        made=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        script=Markup(script),
+        script_hash=digest,
+        style=Markup(style),
+        **content,
+    )
+
+
+def _item(kept: Kept, configs: Path) -> Item:
+    raw = [(configs / "figures" / file) for file in kept.figures]
+    with environment_of(f"show {kept.name}"):
+        data = [base64.b64encode(path.read_bytes()).decode() for path in raw]
+    return Item(
+        kept.name,
+        question(kept.experiment),
+        claim(kept.experiment),
+        kept.headline,
+        kept.command,
+        facts(kept),
+        [f"data:image/png;base64,{text}" for text in data],
+    )
+
+
+def _write(out: Path, page: str) -> None:
+    with environment_of("write"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(out, page)
+
+
 def columns(table: Table) -> list[Column]:
     """The columns to show: all fields but lists and mappings."""
-    names = dict.fromkeys(name for row in table.rows for name in row)
     result = []
-    for name in names:
+    for name in shown(table.rows):
         values = [row.get(name) for row in table.rows]
-        if not any(isinstance(value, list | dict) for value in values):
-            present = [value for value in values if value is not None]
-            numeric = bool(present) and all(_is_number(value) for value in present)
-            result.append(Column(name, numeric))
+        present = [value for value in values if value is not None]
+        numeric = bool(present) and all(is_number(value) for value in present)
+        result.append(Column(name, numeric))
     return result
 
 
@@ -137,16 +189,12 @@ def _sections(source: Path) -> list[Section]:
 
 def _cell(value: Any) -> Cell:
     text = cell(value)
-    if not _is_number(value):
+    if not is_number(value):
         return Cell(text, "", "")
     exact = repr(value)
     number = exact.replace("inf", "Infinity").replace("nan", "NaN")
     whole = text == exact or float(text) == value
     return Cell(text, "" if whole else exact, number)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _csv(table: Table) -> str:

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from experiments._command.config import ConfigError
-from experiments._store.rows import dotted
+from experiments._command.config import dotted
+from experiments._command.registry import questions
 
 
 class Table(NamedTuple):
@@ -73,11 +73,5 @@ def _plain(name: str, value: Any) -> str:
 
 def question(name: str) -> str:
     """What an experiment asks; empty if there is none of that name here."""
-    from experiments._command.registry import find
-
-    try:
-        first = (find(name).__doc__ or "").partition("\n")[0]
-    except ConfigError:
-        return ""
-    asked = first.removeprefix("Question: ")
+    asked = questions().get(name, "")
     return asked[:1].upper() + asked[1:]

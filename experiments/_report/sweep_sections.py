@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from experiments._command.config import ConfigError
+from experiments._command.config import ConfigError, dotted
 from experiments._report.sections import (
     Failure,
     Picture,
@@ -17,7 +17,7 @@ from experiments._report.sections import (
     question,
     tables,
 )
-from experiments._store.rows import Row, dotted
+from experiments._store.rows import Row
 from experiments._store.store import latest, read, read_meta
 
 MAX_GROUPS = 12
@@ -121,22 +121,21 @@ def _merged(row: Row, varying: Sequence[str], record: dict) -> dict[str, Any]:
 
 def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     """The experiment's own figures, one set for each group of comparable points."""
+    from experiments._command.experiment import experiment
     from experiments._command.registry import find
 
     if not rows:
         return [], []
     try:
-        module = find(name)
+        subject = experiment(find(name))
     except ConfigError:
         return [], [f"No figures: there is no experiment {name} here."]
-    if not hasattr(module, "figures"):
-        return [], []
     pictures, notes = [], []
-    groups = _groups(rows, together=hasattr(module, "BATCHED"))
+    groups = _groups(rows, together=bool(subject.batched))
     for title, records in list(groups.items())[:MAX_GROUPS]:
         label = f" ({title})" if title else ""
         try:
-            drawn = _svgs(module.figures, records)
+            drawn = _svgs(subject.figures, records)
         except Exception as error:  # noqa: BLE001 (the report says so and goes on)
             notes.append(f"No figure{label}: {type(error).__name__}: {error}")
         else:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Discriminator, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from experiments._command.config import ConfigError, Model
+from experiments._command.experiment import ExperimentConfig
 from metalr.problems import regression
 
 _SHOWN = 5
@@ -68,6 +69,20 @@ RegressionData = Annotated[
 """`data:` of a config; `kind` says which, bundled by default."""
 
 Data: TypeAlias = BundledData | CsvData | SpectrumData
+
+
+class RegressionConfig(ExperimentConfig):
+    """The config of an experiment on a regression."""
+
+    data: RegressionData = BundledData()
+
+    def regression(self) -> "Regression":
+        """Read the data."""
+        return load_regression(self.data, seed=self.seed, dtype=self.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """What was read, and how it was standardized."""
+        return self.regression().description
 
 
 class Regression(NamedTuple):
@@ -197,20 +212,14 @@ def _spectrum(data: SpectrumData, seed: int) -> Host:
 
 
 def _read_csv(data: CsvData) -> tuple[list[str], np.ndarray, np.ndarray]:
-    try:
-        with Path(data.path).open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = list(csv.reader(file, delimiter=data.delimiter))
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
-        msg = f"data.path = {data.path!r} cannot be read: {error}"
-        raise ConfigError(msg) from error
-    except ValueError as error:
-        msg = f"data.path = {data.path!r} is empty: a header line is needed"
-        raise ConfigError(msg) from error
-    header = [name.strip() for name in header]
+    header, lines = _lines(data)
+    positions: dict[str, list[int]] = {}
+    for index, name in enumerate(header):
+        positions.setdefault(name, []).append(index)
     inputs = data.columns or tuple(name for name in header if name != data.target)
     for name in (data.target, *inputs):
-        if header.count(name) != 1:
-            found = "is not there" if name not in header else "is there twice"
+        if len(positions.get(name, ())) != 1:
+            found = "is there twice" if name in positions else "is not there"
             msg = f"column {name!r} of {data.path} {found}; its columns: {header}"
             raise ConfigError(msg)
     if data.target in inputs or not inputs:
@@ -224,31 +233,51 @@ def _read_csv(data: CsvData) -> tuple[list[str], np.ndarray, np.ndarray]:
                 f"row {number} of {data.path} has {len(line)} cells, not {len(header)}"
             )
             raise ConfigError(msg)
-    values = _numbers(data, header, [data.target, *inputs], rows)
+    taken = {name: positions[name][0] for name in (data.target, *inputs)}
+    values = _numbers(data, taken, rows)
     return list(inputs), values[:, 1:], values[:, 0]
 
 
+def _lines(data: CsvData) -> tuple[list[str], list[list[str]]]:
+    """The header, and what is below it."""
+    try:
+        with Path(data.path).open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.reader(file, delimiter=data.delimiter))
+    except (OSError, ValueError, csv.Error, TypeError) as error:
+        msg = f"data.path = {data.path!r} cannot be read: {error}"
+        raise ConfigError(msg) from error
+    if not lines:
+        msg = f"data.path = {data.path!r} is empty: a header line is needed"
+        raise ConfigError(msg)
+    return [name.strip() for name in lines[0]], lines[1:]
+
+
 def _numbers(
-    data: CsvData,
-    header: list[str],
-    names: list[str],
-    rows: list[tuple[int, list[str]]],
+    data: CsvData, taken: dict[str, int], rows: list[tuple[int, list[str]]]
 ) -> np.ndarray:
-    values, bad = np.empty((len(rows), len(names))), []
-    for i, (number, line) in enumerate(rows):
-        for j, name in enumerate(names):
-            cell = line[header.index(name)].strip()
-            try:
-                values[i, j] = float(cell)
-            except ValueError:
-                values[i, j] = math.nan
-            if not math.isfinite(values[i, j]):
-                bad.append(f"row {number}, column {name!r}: {cell!r}")
-    if bad:
+    """The cells of the columns that are taken: `taken` says where each is."""
+    values = np.full((len(rows), len(taken)), math.nan)
+    for i, (_, line) in enumerate(rows):
+        values[i] = [_number(line[place]) for place in taken.values()]
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        names = list(taken)
+        cells = [
+            f"row {rows[i][0]}, column {names[j]!r}: "
+            f"{rows[i][1][taken[names[j]]].strip()!r}"
+            for i, j in bad[:_SHOWN]
+        ]
         more = f" … and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         msg = (
             f"{data.path} has cells that are not finite numbers: "
-            f"{'; '.join(bad[:_SHOWN])}{more}. Mend them, or choose data.columns"
+            f"{'; '.join(cells)}{more}. Mend them, or choose data.columns"
         )
         raise ConfigError(msg)
     return values
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan

@@ -1,10 +1,12 @@
-"""What the source notes define: their image, their filter, their AdaGrad."""
+"""What the source notes print: numbers, formulas, their image, filter and AdaGrad."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+
+ScalarLike: TypeAlias = float | jax.Array
 
 IMAGE = (
     (0, 1, 1, 0, 0),
@@ -17,6 +19,53 @@ IMAGE = (
 
 LAPLACIAN = ((0, -1, 0), (-1, 4, -1), (0, -1, 0))
 """Question 3.1: the filter."""
+
+OUTPUT_SHAPE = (5, 5)
+"""Question 3.1: of the output."""
+
+FIRST_ITERATE, SECOND_ITERATE = (6.0, 12.0), (5.99955, 11.99955)
+"""Question 1.2.1: W₁ and W₂ of their AdaGrad."""
+
+SECOND_GRADIENT = (27.0, 54.0)
+"""Question 1.2.1: the gradient at W₁."""
+
+NEURONS, PARAMETERS = 1_957_988, 52_444_644
+"""Question 3.2: the totals; the connections, 999 407 616, are their own row."""
+
+
+def printed_accumulator(eta: float, eps: float, *, n: int) -> jax.Array:
+    r"""Question 1.2.1: $G_1 = (2\eta/(\epsilon n))^2\,(9, 36)$."""
+    return (2.0 * eta / (eps * n)) ** 2 * jnp.array([9.0, 36.0])
+
+
+def printed_residual(
+    X: jax.Array, a: jax.Array, eta: ScalarLike, steps: int
+) -> jax.Array:
+    r"""Question 2.3.1: $Xw_t - t = a - ((2\eta/n)K)^t a$, where $a = Xw_0 - t$."""
+    n = X.shape[0]
+    power = jnp.linalg.matrix_power(2.0 * eta / n * X @ X.T, steps)
+    return a - power @ a
+
+
+def printed_loss(X: jax.Array, a: jax.Array, eta: ScalarLike, steps: int) -> jax.Array:
+    r"""Question 2.3.1: $L_t = \|a - ((2\eta/n)K)^t a\|^2/n$."""
+    return jnp.mean(printed_residual(X, a, eta, steps) ** 2)
+
+
+def printed_slope(X: jax.Array, a: jax.Array, eta: ScalarLike, steps: int) -> jax.Array:
+    r"""Question 2.3.2: $-(4t/n^2)\,a^\top(I - (2\eta/n)K)^{2t-1}Ka$."""
+    n, K = X.shape[0], X @ X.T
+    power = jnp.linalg.matrix_power(jnp.eye(n) - 2.0 * eta / n * K, 2 * steps - 1)
+    return -4.0 * steps / n**2 * a @ power @ K @ a
+
+
+def printed_curvature(
+    X: jax.Array, a: jax.Array, eta: ScalarLike, steps: int
+) -> jax.Array:
+    r"""Question 2.3.2: $(8t(2t-1)/n^3)\,a^\top(I - (2\eta/n)K)^{2t-2}K^2a$."""
+    n, K = X.shape[0], X @ X.T
+    power = jnp.linalg.matrix_power(jnp.eye(n) - 2.0 * eta / n * K, 2 * steps - 2)
+    return 8.0 * steps * (2 * steps - 1) / n**3 * a @ power @ K @ K @ a
 
 
 class LaggedState(NamedTuple):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +54,8 @@ def render(found: Sequence[Entry], form: str, out: Path | None) -> None:
     """Print the entries, or write them to the file `out`.
 
     Raises:
-        ConfigError: if the file cannot be written, or a binary form has no file.
+        ConfigError: if the file cannot be written, is there and no such table, or a
+            binary form has no file.
     """
     if form == "parquet":
         if out is None:
@@ -61,7 +63,7 @@ def render(found: Sequence[Entry], form: str, out: Path | None) -> None:
             raise ConfigError(msg)
         _write(out, _parquet(found))
     elif out is not None:
-        _write(out, _TEXTS[form](found).encode())
+        _write(out, _TEXTS[form](found).encode(errors="backslashreplace"))
     else:
         sys.stdout.write(_TEXTS[form](found))
 
@@ -83,6 +85,8 @@ def _condition(text: str) -> dict[str, Any]:
 
 def _table(found: Sequence[Entry]) -> str:
     """Numbers and short texts; what is the same everywhere is said once, below."""
+    if not found:
+        return "0 results\n"
     names = [name for name in _names(found) if name not in _LONG]
     shown = [n for n in names if not any(_nested(e.get(n)) for e in found)]
     same = [n for n in shown if n != "status" and _constant(found, n)]
@@ -133,15 +137,20 @@ _TEXTS: dict[str, Callable[[Sequence[Entry]], str]] = {
 
 
 def _parquet(found: Sequence[Entry]) -> bytes:
-    import pyarrow as pa
-    from pyarrow import parquet
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        msg = "--format parquet needs pyarrow: pip install 'metalr[parquet]'"
+        raise ConfigError(msg) from error
 
     table = {
         name: [_flat(value) for value in column] if column.dtype == object else column
         for name, column in arrays(found).items()
     }
     target = io.BytesIO()
-    parquet.write_table(pa.table(table), target)
+    made = pa.table(table).replace_schema_metadata({_OURS: "results"})
+    parquet.write_table(made, target)
     return target.getvalue()
 
 
@@ -177,12 +186,56 @@ def _cell(value: Any) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    if path.exists() and path.read_bytes()[:6] == b"SQLite":
-        msg = f"--out {path} is a store: it is not overwritten"
-        raise ConfigError(msg)
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device; never read
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if path.exists() and not _is_ours(path):
+            msg = (
+                f"--out {path} exists and is not one of these tables: it is not "
+                "overwritten; choose another name, or remove it"
+            )
+            raise ConfigError(msg)
+        _replace(path.resolve(), content)
     except OSError as error:
         msg = f"cannot write {path}: {error.strerror}"
         raise ConfigError(msg) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """The file is the old one or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with draft.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+            draft.replace(path)
+        except OSError:
+            draft.unlink()
+            raise
+
+
+_OURS = "metalr"
+"""The key of a Parquet table's metadata that says whose it is."""
+
+_HEADS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rb"$",
+        rb"\s*\d+ results\s*\n",
+        rb"key,experiment,status,",
+        rb"\[\]\n$",
+        rb'\[\n \{\n  "key": ',
+        rb"PAR1(?s:.*)" + _OURS.encode(),
+    )
+)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what `render` writes, in whatever form."""
+    with path.open("rb") as file:
+        head = file.read(1000)
+        if head.startswith(b"PAR1"):  # its metadata are at the end
+            head += file.read()[-20_000:]
+    return any(pattern.match(head) for pattern in _HEADS)

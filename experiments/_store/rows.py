@@ -1,10 +1,13 @@
 """Rows of a store as values, and as columns for NumPy and pandas."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from experiments._command.config import dotted
 
 
 class Row(NamedTuple):
@@ -88,17 +91,6 @@ def _entries(row: Row) -> Iterator[dict[str, Any]]:
         yield common | renamed
 
 
-def dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings flattened: `{"data": {"name": 1}}` is `{"data.name": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            flat |= dotted(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _array(values: Sequence[Any]) -> np.ndarray:
     kinds = {type(value) for value in values}
     if kinds == {bool}:
@@ -106,7 +98,8 @@ def _array(values: Sequence[Any]) -> np.ndarray:
     if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values):
         return np.array(values, np.int64)
     if kinds <= {int, float, type(None)} and kinds != {type(None)}:
-        return np.array([np.nan if v is None else v for v in values], np.float64)
+        with contextlib.suppress(OverflowError):  # an int beyond any float is text
+            return np.array([np.nan if v is None else v for v in values], np.float64)
     result = np.empty(len(values), object)
     for index, value in enumerate(values):  # a list stays one entry
         result[index] = value

@@ -1,9 +1,4 @@
-"""Which points of a sweep run as one program.
-
-An experiment may have `BATCHED`, the dotted fields of its config that are numbers
-inside the same traced program, `run_batch(configs)`, which yields one list of records
-for each config, in order, and `point_bytes(config)`, the memory of a point in a batch.
-"""
+"""Which points of a sweep run as one program: those that differ in `BATCHED` only."""
 
 import itertools
 import json
@@ -12,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from experiments._command.config import ExperimentConfig
-from experiments._store.rows import dotted
+from experiments._command.config import dotted
+from experiments._command.experiment import Experiment, ExperimentConfig, experiment
 
 
 class Point(NamedTuple):
@@ -38,27 +33,29 @@ def batches(
         memory: bytes of a batch, where the experiment says what a point takes.
         most: points in a batch.
     """
-    if not hasattr(module, "run_batch"):
+    subject = experiment(module)
+    if subject.run_batch is None:
         yield from ((point,) for point in points)
         return
     groups: dict[str, list[Point]] = {}
     for point in points:
-        groups.setdefault(program(module, point.content), []).append(point)
+        groups.setdefault(program(subject, point.content), []).append(point)
     for group in groups.values():
         length = most
-        if hasattr(module, "point_bytes"):
-            length = min(most, memory // max(1, module.point_bytes(group[0].config)))
+        if subject.point_bytes is not None:
+            length = min(most, memory // max(1, subject.point_bytes(group[0].config)))
         count = math.ceil(len(group) / max(1, length))
         ends = [round(index * len(group) / count) for index in range(count + 1)]
         yield from (group[a:b] for a, b in itertools.pairwise(ends))
 
 
-def program(module: ModuleType, content: dict[str, Any]) -> str:
+def program(subject: Experiment, content: dict[str, Any]) -> str:
     """What two configs share exactly if they run as one program."""
-    batched = getattr(module, "BATCHED", ())
     fixed = {
         name: value
         for name, value in dotted(content).items()
-        if not any(name == field or name.startswith(f"{field}.") for field in batched)
+        if not any(
+            name == field or name.startswith(f"{field}.") for field in subject.batched
+        )
     }
     return json.dumps(fixed, sort_keys=True)

@@ -60,7 +60,7 @@ def holds(conditions: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
 
     Args:
         conditions: for dotted names, what is asked of them.
-        fields: values under their dotted names (`experiments._store.rows.dotted`).
+        fields: values under their dotted names (`experiments._command.config.dotted`).
 
     Raises:
         ConfigError: if a text is compared with a number.

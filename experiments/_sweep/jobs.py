@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from experiments._command.config import ConfigError, ExperimentConfig, validate
+from experiments._command.config import ConfigError, validate
+from experiments._command.experiment import ExperimentConfig, experiment
 from experiments._command.provenance import origin
 from experiments._command.sources import code_version
 
@@ -66,7 +67,7 @@ def compute(job: Job) -> Iterator[Outcome]:
         for key, config in zip(job.keys, job.configs, strict=True)
     ]
     delivered = 0
-    if len(points) > 1 and hasattr(module, "run_batch"):
+    if len(points) > 1 and experiment(module).run_batch is not None:
         for outcome in _batched(module, points):
             yield outcome
             delivered += 1

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from experiments._command.config import ConfigError, Model, put, validate
+from experiments._command.config import ConfigError, Model, dotted, put, validate
 from experiments._command.registry import find
 from experiments._command.sources import code_version
-from experiments._store.rows import dotted
 from experiments._sweep.axes import Sweep, assignments, flatten
 from experiments._sweep.batches import Point
 from experiments._sweep.conditions import holds

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments._command.config import dotted
 from experiments._command.paths import inside
 from experiments._command.progress import sweep_progress
-from experiments._store.rows import Row, dotted
+from experiments._store.rows import Row
 from experiments._store.store import read, writing
 from experiments._sweep.batches import Point, batches
 from experiments._sweep.executors import execute

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._command.runner import Record
+from experiments._command.experiment import Record
 from experiments._report.style import panels
 
 _LABELS = {

@@ -1,11 +1,12 @@
 """Does the value depend on each hyperparameter at all, judged on the traced program."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from .._checks import path_name
 from .._types import Hyper, Objective
@@ -43,11 +44,16 @@ def independent_leaves(
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
     inputs = [frozenset({index}) for index in range(len(paths))]
     if smooth:
-        outputs = propagate(jaxpr, inputs, _differentiable, _by_own_rule({}))
+        outputs = differentiable(jaxpr, inputs)
     else:
         outputs = propagate(jaxpr, inputs, lambda _, facts: facts)
     reached = _NOTHING.union(*outputs)
     return [path_name("hyper", p) for i, p in enumerate(paths) if i not in reached]
+
+
+def differentiable(program: ClosedJaxpr, inputs: Sequence[Facts]) -> list[Facts]:
+    """Facts of the outputs of a program, passed on where a derivative is."""
+    return propagate(program, inputs, _differentiable, _by_own_rule({}))
 
 
 def check_dependence(
@@ -76,7 +82,7 @@ def _differentiable(eqn: JaxprEqn, facts: Facts) -> Facts:
     return facts if smooth and eqn.primitive.name not in _FLAT else _NOTHING
 
 
-Paths: TypeAlias = list[set[int]]
+Paths: TypeAlias = list[Facts]
 """For each output, the operands that its derivative reaches."""
 
 
@@ -90,7 +96,10 @@ def _by_own_rule(known: dict[int, tuple[JaxprEqn, Paths]]) -> Any:
         if id(eqn) not in known:
             known[id(eqn)] = eqn, rules[eqn.primitive.name](eqn)
         _, paths = known[id(eqn)]
-        return [_NOTHING.union(*(facts[i] for i in path)) for path in paths]
+        return [
+            _NOTHING.union(*(facts[i] for i in range(len(facts)) if i in path))
+            for path in paths
+        ]
 
     return call
 
@@ -106,8 +115,7 @@ def _pushed(eqn: JaxprEqn) -> Paths:
 
     program = jax.make_jaxpr(push)(operands, [operands[i] for i in smooth])
     inputs = [*[_NOTHING] * len(operands), *(frozenset({i}) for i in smooth)]
-    reached = propagate(program, inputs, lambda _, facts: facts)
-    return [set(facts) for facts in reached]
+    return propagate(program, inputs, lambda _, facts: facts)
 
 
 def _pulled(eqn: JaxprEqn) -> Paths:
@@ -129,7 +137,7 @@ def _pulled(eqn: JaxprEqn) -> Paths:
     inputs = [*[_NOTHING] * len(operands), *(frozenset({j}) for j in places)]
     reached = propagate(program, inputs, lambda _, facts: facts)
     return [
-        {i for i, facts in zip(smooth, reached, strict=True) if j in facts}
+        frozenset(i for i, facts in zip(smooth, reached, strict=True) if j in facts)
         for j in range(len(outputs))
     ]
 

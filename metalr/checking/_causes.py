@@ -9,6 +9,7 @@ from jax.extend.core import Jaxpr
 from .._programs.equations import equations
 from .._programs.symmetry import own_derivatives
 from .._types import Hyper, Objective
+from ..runs.gradient import trained
 from ..runs.unrolled import Unrolled
 
 
@@ -47,8 +48,8 @@ def _stopped(objective: Unrolled, hyper: Hyper, state: Any) -> str:
 
 def _value_and_grads(objective: Unrolled) -> Any:
     def both(hyper: Hyper, state: Any) -> Any:
-        value, grads, _ = objective.field(hyper, state, 0)
-        return value, grads
+        loss = objective.inner_loss(hyper, 0, state)
+        return jax.value_and_grad(loss)(trained(objective.public(hyper, state).params))
 
     return both
 

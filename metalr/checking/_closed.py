@@ -1,18 +1,16 @@
 """The hypergradient in closed form, where the traced problem is recognized."""
 
 import itertools
+import math
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from .._types import Hyper, Objective
-from ..convexity._exact import Exact, NotRationalError
-from ..convexity._interpret import interpret
-from ..convexity._run import NotCoveredError, OverBudgetError, Run
-from ..convexity._spectral import Spectral, recognize
+from ..convexity import GradientDescent, exact_slope, recognize
 from ..runs.unrolled import Unrolled
 from ..theory import Quadratic
 
@@ -67,64 +65,39 @@ def _exact(objective: Objective, hyper: Hyper) -> Hyper | None:
                 parts[p] = r + x * o if o.shape else x
                 return objective(jax.tree.unflatten(structure, parts))
 
-            slope = _exact_slope(along, float(jnp.sum(leaf * only)), leaf.dtype)
+            at = float(jnp.sum(leaf * only))
+            slope = exact_slope(along, at, dtype=leaf.dtype, work=_WORK)
             if slope is None:
                 return None
-            slopes.append(slope)
+            slopes.append(_rounded(slope))
     return _restored(np.array(slopes), hyper)
 
 
-def _exact_slope(along: Any, point: float, dtype: Any) -> float | None:
-    """The first Taylor coefficient of a traced function of one number, exactly."""
-    program = jax.make_jaxpr(along)(jax.ShapeDtypeStruct((), dtype))
-    run = Run(Exact.lift, 1, exact=True, work=_WORK)
-    variable = [Exact.lift(np.asarray(point)), Exact.lift(np.ones(()))]
+def _rounded(value: Fraction) -> float:
     try:
-        series = run.series(interpret(program, [variable], run)[0])
-        return float(series[1].fractions()[0]) if len(series) > 1 else 0.0
-    except (NotCoveredError, NotRationalError, OverBudgetError, OverflowError):
-        return None
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def _spectral(objective: Unrolled, hyper: Hyper) -> Hyper | None:
     (leaf,) = jax.tree.leaves(hyper)
-    bare = jax.tree.structure(hyper) == jax.tree.structure(0.0)
-    start = objective.params
-    if (
-        not bare
-        or leaf.shape != ()
-        or (callable(start) and not hasattr(start, "dtype"))
-    ):
+    if leaf.shape != () or jax.tree.structure(hyper) != jax.tree.structure(0.0):
         return None
-    if not isinstance(recognize(objective, leaf, _WORK), Spectral):
+    found = recognize(objective, leaf, work=_WORK)
+    if not isinstance(found, GradientDescent):
         return None
-    flat, unravel = ravel_pytree(start)
-    inner = lambda w: objective.inner_loss(leaf, 0)(unravel(w))
-    values, vectors = np.linalg.eigh(np.asarray(jax.hessian(inner)(flat), np.float64))
-    along = vectors.T @ np.asarray(jax.grad(inner)(flat), np.float64)
-    flat_part = values <= 1e-12 * max(values[-1], 0.0)
-    if np.linalg.norm(along[flat_part]) > 1e-9 * np.linalg.norm(along):
+    values, vectors = np.linalg.eigh(np.array(found.hessian, np.float64))
+    along = vectors.T @ np.array(found.gradient, np.float64)
+    flat = values <= 1e-12 * max(values[-1], 0.0)
+    if np.linalg.norm(along[flat]) > 1e-9 * np.linalg.norm(along):
         return None  # no minimum: the loss falls without end along this direction
-    curved = ~flat_part
-    rate = _rate(objective, hyper)
-    weights = 0.5 * along[curved] ** 2 / values[curved]
     quadratic = Quadratic(
-        eigenvalues=jnp.asarray(values[curved]), weights=jnp.asarray(weights)
+        eigenvalues=jnp.asarray(values[~flat]),
+        weights=jnp.asarray(0.5 * along[~flat] ** 2 / values[~flat]),
     )
-    slope = rate * quadratic.slope(rate * float(leaf), objective.steps)
-    return jax.tree.unflatten(jax.tree.structure(hyper), [np.asarray(slope)])
-
-
-def _rate(objective: Unrolled, hyper: Hyper) -> float:
-    """C of the update −c·η·g, known to be of that form."""
-    one = jax.tree.map(jnp.ones_like, objective.prepare(hyper))
-    state = objective.init(one)
-    unit = jax.tree.map(jnp.ones_like, state.params)
-    value = jnp.zeros((), jax.tree.leaves(unit)[0].dtype)
-    still = jax.tree.map(jnp.zeros_like, state.params)
-    resting = state._replace(params=still)
-    moved = objective.update(one, resting, value, unit, 0).params
-    return -float(jax.tree.leaves(moved)[0].ravel()[0])
+    rate = -float(found.factor)
+    return np.asarray(rate * quadratic.slope(rate * float(leaf), objective.steps))
 
 
 def _restored(flat: np.ndarray, like: Hyper) -> Any:

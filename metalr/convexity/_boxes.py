@@ -1,16 +1,11 @@
-"""Branch and bound: a sign for L'' on every part of an interval, or its exact parts."""
+"""Branch and bound: a sign for L'' on every part of an interval."""
 
 import dataclasses
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from ._exact import Exact
-from ._interpret import interpret
-from ._interval import Interval
-from ._run import Run
+from ._taylor import enclosed_curvature
 
 ORDER = 5
 """Taylor order of the enclosures: 2 for L'', the rest narrows it."""
@@ -57,7 +52,9 @@ def subdivide(
         cover.pending = cover.pending[_AT_ONCE:]
         ends = np.array(batch).T
         middle = 0.5 * ends[0] + 0.5 * ends[1]
-        second, at_middle, kinks = curvatures(program, ends[0], ends[1], middle)
+        second, at_middle, kinks = enclosed_curvature(
+            program, ends[0], ends[1], middle, ORDER
+        )
         cover.kinks |= kinks
         cover.boxes += len(batch)
         unclear = ~(at_middle.hi - at_middle.lo <= max(scale, 1e-290))
@@ -78,62 +75,3 @@ def subdivide(
                 cover.pending += [(left, cut), (cut, right)]
     cover.pending += given_up
     return cover
-
-
-def curvatures(
-    program: ClosedJaxpr, low: np.ndarray, high: np.ndarray, middle: np.ndarray
-) -> tuple[Interval, Interval, set[str]]:
-    """Enclosures of L'' over boxes and at their midpoints; kinks that were met."""
-    radius = np.nextafter(np.maximum(high - middle, middle - low), np.inf)
-    run = Run(Interval.lift, ORDER, radius=radius)
-    start = Interval(np.concatenate([middle, low]), np.concatenate([middle, high]))
-    variable = [start, Interval.lift(np.ones(()))]
-    (output,) = interpret(program, [variable], run)
-    with np.errstate(all="ignore"):
-        series = run.narrowed(run.series(output))
-        second = _twice_second(series, 2 * low.size)
-    half = low.size
-    return (
-        Interval(second.lo[half:], second.hi[half:]),
-        Interval(second.lo[:half], second.hi[:half]),
-        run.kinks,
-    )
-
-
-def at_points(program: ClosedJaxpr, points: np.ndarray) -> tuple[Interval, Interval]:
-    """Enclosures of L and L'' at single points."""
-    run = Run(Interval.lift, 2)
-    variable = [Interval(points, points), Interval.lift(np.ones(()))]
-    series = run.series(interpret(program, [variable], run)[0])
-    shape = (points.size,)
-    value = series[0].map(lambda x: np.broadcast_to(x, shape))
-    with np.errstate(all="ignore"):
-        return value, _twice_second(series, points.size)
-
-
-def exact_curvature(program: ClosedJaxpr, point: float, work: float) -> Fraction:
-    """L'' at a float, exactly.
-
-    Raises:
-        NotCoveredError, NotRationalError, OverBudgetError: where that is not possible.
-    """
-    run = Run(Exact.lift, 2, exact=True, work=work)
-    variable = [Exact.lift(np.asarray(point)), Exact.lift(np.ones(()))]
-    series = run.series(interpret(program, [variable], run)[0])
-    return 2 * series[2].fractions()[0] if len(series) > 2 else Fraction(0)
-
-
-def coefficients(program: ClosedJaxpr, work: float) -> list[Fraction]:
-    """The coefficients of a polynomial program, exactly. Raises as above."""
-    run = Run(Exact.lift, None, exact=True, work=work)
-    variable = [Exact.lift(np.zeros(())), Exact.lift(np.ones(()))]
-    series = run.series(interpret(program, [variable], run)[0])
-    return [c.fractions()[0] for c in series]
-
-
-def _twice_second(series: Any, boxes: int) -> Interval:
-    if len(series) <= 2:
-        zero = np.zeros(boxes)
-        return Interval(zero, zero)
-    second = series[2].scale(2.0)
-    return second.map(lambda x: np.broadcast_to(x, (boxes,)))

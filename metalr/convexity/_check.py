@@ -1,19 +1,22 @@
-"""`check`: is the objective convex in its hyperparameters, and how is that known?"""
+"""`check`: is the objective convex in its hyperparameter, and how is that known?"""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from .._checks import path_name
 from .._types import Hyper
+from ._by_intervals import interval
+from ._by_polynomial import polynomial
+from ._by_spectrum import spectral
+from ._question import Question, traced
 from ._report import Report
-from ._scalar import check_scalar
-from ._vector import check_vector
+from ._several import refute
+
+_PROVERS: tuple[Callable[[Question], Report], ...] = (spectral, polynomial, interval)
+"""The cheapest first."""
 
 
 def check(
@@ -45,9 +48,14 @@ def check(
 
     What is judged is the exact real function that the traced program names, with its
     constants as the floats that they are; rounding in its own evaluation is not part of
-    it. For several hyperparameters (arrays, e.g. `per_step` rates, or any pytree) the
-    question is whether the Hessian is positive semidefinite in the box; `low == high`
-    asks at a point. Then only strictly positive eigenvalues can be certified.
+    it. Only primitives on a list are read, and of those that carry a program only calls
+    (`jit`, `checkpoint`, custom derivative rules, whose value is meant), `scan`,
+    `while` and `cond`; any other ends "undecided", by its name.
+
+    Several hyperparameters (arrays, e.g. `per_step` rates, or any pytree) can be
+    refuted, not certified: at the middle and the ends of the box a direction of
+    negative curvature is sought, and proved along its line. `low == high` asks at a
+    point. To certify along a line, pass `lambda s: objective(start + s * direction)`.
 
     Runs on the host in float64, whatever JAX's precision; nothing is compiled but the
     search. Cost: one interpretation of the unrolled program (T steps) for each 32
@@ -88,79 +96,48 @@ def check(
         condition of polynomials in Bernstein form. Rump (2010), Verification methods:
         rigorous results using floating-point arithmetic.
     """
-    ends = _ends(low, high)
+    left, right = _ends(low, high)
     if budget < 1 or not work > 0:
         msg = f"budget = {budget} and work = {work} must be positive"
         raise ValueError(msg)
-    if jax.tree.structure(low) == jax.tree.structure(0.0) and ends[0].ndim == 0:
-        left, right = (float(end) for end in ends)
-        if not left < right:
-            msg = f"low = {left} must be below high = {right}"
-            raise ValueError(msg)
-        return check_scalar(objective, left, right, budget=budget, work=work)
+    if jax.tree.structure(low) != jax.tree.structure(0.0) or np.shape(low) != ():
+        return refute(objective, left, right)
+    start, end = float(left), float(right)
+    if not start < end:
+        msg = f"low = {start} must be below high = {end}"
+        raise ValueError(msg)
+    question = Question(objective, traced(objective), start, end, budget, work)
+    reports = []
+    for prover in _PROVERS:
+        reports.append(prover(question))
+        if reports[-1].verdict != "undecided":
+            return reports[-1]
+    reason = f"{reports[-1].reason} ({reports[-2].reason})"
+    return reports[-1]._replace(reason=reason)
 
-    def of_flat(flat: jax.Array) -> jax.Array:
-        return objective(_unraveled(flat, low))
 
-    report = check_vector(of_flat, *ends, budget=budget)
-    restore = {
-        name: _restored(getattr(report, name), low) for name in ("witness", "direction")
-    }
-    return report._replace(**restore)
-
-
-def _ends(low: Hyper, high: Hyper) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends as float64, flat unless a single scalar."""
+def _ends(low: Hyper, high: Hyper) -> tuple[Hyper, Hyper]:
+    """Both ends as float64, of one structure."""
     if jax.tree.structure(low) != jax.tree.structure(high):
         msg = f"low = {low!r} and high = {high!r} must have one structure"
         raise ValueError(msg)
-    flat = []
-    for name, tree in (("low", low), ("high", high)):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        if not leaves:
-            msg = f"{name} = {tree!r} has no numbers"
-            raise ValueError(msg)
-        arrays = []
-        for path, leaf in leaves:
-            array = np.asarray(leaf)
-            if array.dtype.kind not in "fi" or not np.all(np.isfinite(array)):
-                msg = f"{path_name(name, path)} = {leaf!r} must be finite real numbers"
-                raise ValueError(msg)
-            arrays.append(array.astype(np.float64))
-        flat.append(arrays)
-    for a, b in zip(*flat, strict=True):
+    ends = tuple(_finite(tree, name) for name, tree in (("low", low), ("high", high)))
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
         if a.shape != b.shape or (a.ndim > 0 and np.any(a > b)):
             msg = f"low = {low!r} and high = {high!r} must have one shape, low ≤ high"
             raise ValueError(msg)
-    if len(flat[0]) == 1 and flat[0][0].ndim == 0 and not _is_container(low):
-        return flat[0][0], flat[1][0]
-    first, second = (np.concatenate([x.ravel() for x in arrays]) for arrays in flat)
-    return first, second
+    return ends
 
 
-def _is_container(tree: PyTree) -> bool:
-    return not jax.tree_util.all_leaves([tree])
+def _finite(tree: Hyper, name: str) -> Hyper:
+    def array(path: Any, leaf: Any) -> np.ndarray:
+        numbers = np.asarray(leaf)
+        if numbers.dtype.kind not in "fi" or not np.all(np.isfinite(numbers)):
+            msg = f"{path_name(name, path)} = {leaf!r} must be finite real numbers"
+            raise ValueError(msg)
+        return numbers.astype(np.float64)
 
-
-def _unraveled(flat: jax.Array, like: PyTree) -> PyTree:
-    leaves, structure = jax.tree.flatten(like)
-    parts, start = [], 0
-    for leaf in leaves:
-        shape = np.shape(leaf)
-        size = math.prod(shape)
-        part = jax.lax.slice_in_dim(flat, start, start + size)
-        parts.append(jnp.reshape(part, shape))
-        start += size
-    return jax.tree.unflatten(structure, parts)
-
-
-def _restored(flat: np.ndarray | None, like: PyTree) -> PyTree:
-    if flat is None:
-        return None
-    leaves, structure = jax.tree.flatten(like)
-    cuts = np.cumsum([math.prod(np.shape(leaf)) for leaf in leaves])[:-1]
-    parts = [
-        part.reshape(np.shape(leaf))
-        for part, leaf in zip(np.split(flat, cuts), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, parts)
+    if not jax.tree.leaves(tree):
+        msg = f"{name} = {tree!r} has no numbers"
+        raise ValueError(msg)
+    return jax.tree_util.tree_map_with_path(array, tree)

@@ -31,31 +31,31 @@ def _compare(name: str) -> Rule:
             if name in ("eq", "le", "ge"):
                 return _decided(real, np.ones_like(real))
             return _decided(np.zeros_like(real), ~real)
-        a, b = (_start(x, run) for x in aligned(run, *operands))
-        below, above = a.hi < b.lo, a.lo > b.hi
+        below, equal, above = _ordered(aligned(run, *operands), run)
         must, never = {
-            "lt": (below, above),
-            "le": (below, above),
-            "gt": (above, below),
-            "ge": (above, below),
-            "eq": (np.zeros_like(below), below | above),
-            "ne": (below | above, np.zeros_like(below)),
+            "lt": (below, above | equal),
+            "le": (below | equal, above),
+            "gt": (above, below | equal),
+            "ge": (above | equal, below),
+            "eq": (equal, below | above),
+            "ne": (below | above, equal),
         }[name]
         return _decided(must, ~never)
 
     return rule
 
 
-def _start(a: Series, run: Run) -> Interval:
-    """Enclosure of the value itself."""
+def _ordered(pair: list[Series], run: Run) -> tuple[np.ndarray, ...]:
+    """Where a < b, a = b, a > b, surely."""
+    a, b = pair
     if isinstance(a[0], Interval):
-        return a[0]
-    if len(a) > 1:
+        below, above = a[0].hi < b[0].lo, a[0].lo > b[0].hi
+        return below, np.zeros_like(below), above
+    if len(a) > 1 or len(b) > 1:
         run.unknown(())
-    number: Exact = a[0]
-    # A sign is all that a comparison of exact constants needs; keep it simple.
-    msg = f"a comparison of exact constants of shape {number.shape[1:]}"
-    raise NotCoveredError(msg)
+    difference = (a[0] - b[0]).numerators
+    signs = ((difference < 0), (difference == 0), (difference > 0))
+    return tuple(np.asarray(sign, bool) for sign in signs)
 
 
 def _decided(must: np.ndarray, may: np.ndarray) -> Value:
@@ -176,46 +176,83 @@ def _choose_exact(which: Truth, if_false: Series, if_true: Series) -> Series:
     )
 
 
-def _extremum(*, largest: bool) -> Rule:
+def extremum(
+    a: Series, b: Series, *, largest: bool, shape: tuple[int, ...], run: Run
+) -> Series:
     """The larger or smaller, where that is strict on the whole box."""
-
-    def rule(eqn: Any, operands: list[Value], run: Run) -> Value:
-        if all(isinstance(x, np.ndarray) for x in operands):
-            pick = np.maximum if largest else np.minimum
-            first, second = (np.asarray(x) for x in operands)
-            return np.asarray(pick(first, second))
-        a, b = aligned(run, *operands)
-        left, right = _start(a, run), _start(b, run)
-        below, above = left.hi < right.lo, left.lo > right.hi
-        truth = Truth(above, ~below) if largest else Truth(below, ~above)
+    below, equal, above = _ordered([a, b], run)
+    value = None
+    if not run.exact:
         pick = np.maximum if largest else np.minimum
-        value = Interval(pick(left.lo, right.lo), pick(left.hi, right.hi))
-        return _choose(
-            truth, b, a, shape=shape_of(eqn.outvars[0]), run=run, value=value
-        )
+        value = Interval(pick(a[0].lo, b[0].lo), pick(a[0].hi, b[0].hi))
+    truth = Truth(above | equal, ~below) if largest else Truth(below | equal, ~above)
+    return _choose(truth, b, a, shape=shape, run=run, value=value)
+
+
+def _extremum(*, largest: bool) -> Rule:
+    pick = np.maximum if largest else np.minimum
+
+    def rule(eqn: Any, operands: list[Any], run: Run) -> Value:
+        if all(isinstance(x, np.ndarray) for x in operands):
+            return np.asarray(pick(operands[0], operands[1]))
+        a, b = aligned(run, *operands)
+        return extremum(a, b, largest=largest, shape=shape_of(eqn.outvars[0]), run=run)
 
     return rule
+
+
+def _reduce_extremum(*, largest: bool) -> Rule:
+    pick = np.max if largest else np.min
+
+    def rule(eqn: Any, operands: list[Value], run: Run) -> Value:
+        axes = tuple(int(axis) for axis in eqn.params["axes"])
+        if isinstance(operands[0], np.ndarray):
+            return np.asarray(pick(operands[0], axes))
+        a, shape = run.series(operands[0]), shape_of(eqn.outvars[0])
+        kept = [i for i in range(len(a[0].shape) - 1) if i not in axes]
+        order = [0, *(1 + i for i in (*axes, *kept))]
+        rows = _series.moved(
+            a, lambda x: x.transpose(order).reshape(x.shape[0], -1, *shape)
+        )
+        best, *others = (
+            _series.moved(rows, lambda x, i=i: x[:, i]) for i in range(rows[0].shape[1])
+        )
+        for row in others:
+            best = extremum(best, row, largest=largest, shape=shape, run=run)
+        return best
+
+    return rule
+
+
+def _clamp(eqn: Any, operands: list[Value], run: Run) -> Value:
+    low, x, high = operands
+    raised = CHOICES["max"](eqn, [x, low], run)
+    return CHOICES["min"](eqn, [raised, high], run)
 
 
 def _abs(eqn: Any, operands: list[Value], run: Run) -> Value:
     if isinstance(operands[0], np.ndarray):
         return np.abs(operands[0])
-    a = run.series(operands[0])
-    value = _start(a, run)
-    truth = Truth(value.lo > 0.0, ~(value.hi < 0.0))
-    size = np.maximum(np.abs(value.lo), np.abs(value.hi))
-    shape = shape_of(eqn.outvars[0])
-    hull = Interval(np.zeros_like(size), size)  # used where 0 may be inside
-    return _choose(truth, _series.negative(a), a, shape=shape, run=run, value=hull)
+    a, zero = aligned(run, operands[0], np.zeros(()))
+    below, equal, above = _ordered([a, zero], run)
+    value = None
+    if not run.exact:  # used where 0 may be inside
+        size = np.maximum(np.abs(a[0].lo), np.abs(a[0].hi))
+        value = Interval(np.zeros_like(size), size)
+    truth, shape = Truth(above | equal, ~below), shape_of(eqn.outvars[0])
+    return _choose(truth, _series.negative(a), a, shape=shape, run=run, value=value)
 
 
 def _sign(eqn: Any, operands: list[Value], run: Run) -> Value:
     if isinstance(operands[0], np.ndarray):
         return np.sign(operands[0])
-    value = _start(run.series(operands[0]), run)
-    truth = Truth(value.lo > 0.0, ~(value.hi < 0.0))
+    a, zero = aligned(run, operands[0], np.zeros(()))
+    below, equal, above = _ordered([a, zero], run)
+    if run.exact:
+        return np.asarray(above[0] * 1.0 - below[0])
     shape = shape_of(eqn.outvars[0])
     ones = run.series(np.ones((1,) * len(shape)))
+    truth = Truth(above, ~(below | equal))
     return _choose(truth, _series.negative(ones), ones, shape=shape, run=run)
 
 
@@ -223,6 +260,9 @@ CHOICES: dict[str, Rule] = {
     "select_n": _select_n,
     "max": _extremum(largest=True),
     "min": _extremum(largest=False),
+    "reduce_max": _reduce_extremum(largest=True),
+    "reduce_min": _reduce_extremum(largest=False),
+    "clamp": _clamp,
     "abs": _abs,
     "sign": _sign,
     "is_finite": _is_finite,

@@ -6,12 +6,13 @@ say is a proof about the program for all values of its inputs, not a guess from 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from .._programs.equations import inner_program, scan_operands
+from .._programs.equations import fold, fold_scan, inner_program
 
 Degrees: TypeAlias = tuple[float, ...]
 """One bound for each group of inputs."""
@@ -24,8 +25,9 @@ _LINEAR = frozenset(
         "concatenate",
         "convert_element_type",
         "copy",
-        "copy_p",
+        "copy_p",  # JAX's name of `copy`
         "cumsum",
+        "device_put",
         "name",
         "neg",
         "optimization_barrier",
@@ -34,9 +36,12 @@ _LINEAR = frozenset(
         "reshape",
         "rev",
         "slice",
+        "split",
         "squeeze",
+        "stack",
         "sub",
         "transpose",
+        "unstack",
     }
 )
 """Linear in all operands together: the degree is the largest."""
@@ -51,53 +56,29 @@ _DEEPEST_LOOP = 100_000
 
 def degrees(program: ClosedJaxpr, inputs: Sequence[Degrees]) -> list[Degrees]:
     """Bounds on the degrees of the outputs, given those of the inputs."""
-    return _program(program.jaxpr, inputs, len(inputs[0]))
+    constant = (0.0,) * len(inputs[0])
+
+    def equation(eqn: JaxprEqn, operands: list[Degrees]) -> list[Degrees]:
+        if all(degree == constant for degree in operands):
+            return [constant] * len(eqn.outvars)
+        if eqn.primitive.name == "scan" and eqn.params["length"] <= _DEEPEST_LOOP:
+            return _scan(eqn, operands, entered)
+        inner = inner_program(eqn)
+        if inner is not None:
+            return entered(inner, operands)
+        return [_rule(eqn, operands)] * len(eqn.outvars)
+
+    def entered(program: ClosedJaxpr, inputs: Sequence[Degrees]) -> list[Degrees]:
+        return fold(program, inputs, equation=equation, constant=lambda _: constant)
+
+    return entered(program, inputs)
 
 
-def primitives(program: ClosedJaxpr) -> set[str]:
-    """Names of all primitives in the program and in the programs it calls."""
-    return _names(program.jaxpr)
-
-
-def _names(jaxpr: Jaxpr) -> set[str]:
-    found = {eqn.primitive.name for eqn in jaxpr.eqns}
-    for eqn in jaxpr.eqns:
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr | Jaxpr):
-                    body: Any = getattr(inner, "jaxpr", inner)
-                    found |= _names(body)
-    return found
-
-
-def _program(jaxpr: Jaxpr, inputs: Sequence[Degrees], groups: int) -> list[Degrees]:
-    constant = (0.0,) * groups
-    known: dict[Var, Degrees] = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(atom: Any) -> Degrees:
-        return constant if isinstance(atom, Literal) else known.get(atom, constant)
-
-    for eqn in jaxpr.eqns:
-        outputs = _equation(eqn, [read(atom) for atom in eqn.invars], groups)
-        known.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _equation(eqn: JaxprEqn, operands: list[Degrees], groups: int) -> list[Degrees]:
+def _rule(eqn: JaxprEqn, operands: list[Degrees]) -> Degrees:
     name = eqn.primitive.name
-    if name == "scan":
-        return _scan(eqn, operands, groups)
-    inner = inner_program(eqn)
-    if inner is not None:
-        return _program(inner.jaxpr, operands, groups)
-    return [_rule(eqn, operands, groups)] * len(eqn.outvars)
-
-
-def _rule(eqn: JaxprEqn, operands: list[Degrees], groups: int) -> Degrees:
-    name = eqn.primitive.name
-    constant = (0.0,) * groups
-    if all(degree == constant for degree in operands):
-        return constant
+    constant = (0.0,) * len(operands[0])
+    if name == "convert_element_type" and not _is_float(eqn.params["new_dtype"]):
+        return _after(constant, operands)  # a staircase
     if name in _LINEAR:
         return _largest(operands)
     if name in _MULTILINEAR:
@@ -106,13 +87,15 @@ def _rule(eqn: JaxprEqn, operands: list[Degrees], groups: int) -> Degrees:
         return tuple(2.0 * d for d in operands[0])
     if name == "integer_pow" and eqn.params["y"] >= 0:
         return tuple(_times(eqn.params["y"], d) for d in operands[0])
-    if name == "div":
-        return _after(operands[0], operands[1:])
-    if name in _FIRST_ONLY:
+    if name == "div" or name in _FIRST_ONLY:
         return _after(operands[0], operands[1:])
     if name == "select_n":
         return _after(_largest(operands[1:]), operands[:1])
     return _after(constant, operands)
+
+
+def _is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _after(degree: Degrees, others: Sequence[Degrees]) -> Degrees:
@@ -121,23 +104,17 @@ def _after(degree: Degrees, others: Sequence[Degrees]) -> Degrees:
     return tuple(math.inf if h > 0 else d for d, h in zip(degree, hidden, strict=True))
 
 
-def _scan(eqn: JaxprEqn, operands: list[Degrees], groups: int) -> list[Degrees]:
-    body: Jaxpr = eqn.params["jaxpr"].jaxpr
-    consts, carry, rows = scan_operands(eqn, operands)
-    num_carry, length = len(carry), eqn.params["length"]
-    stacked = [(0.0,) * groups] * (len(body.outvars) - num_carry)
-    if length > _DEEPEST_LOOP:
-        worst = _after((0.0,) * groups, operands)
-        return [worst] * len(body.outvars)
-    for _ in range(length):
-        outputs = _program(body, [*consts, *carry, *rows], groups)
-        new, ys = outputs[:num_carry], outputs[num_carry:]
-        pairs = zip(stacked, ys, strict=True)
-        stacked = [_largest(pair) for pair in pairs]
-        if new == carry:
-            break
-        carry = new
-    return [*carry, *stacked]
+def _scan(
+    eqn: JaxprEqn, operands: list[Degrees], enter: Callable[..., list[Degrees]]
+) -> list[Degrees]:
+    return fold_scan(
+        eqn,
+        operands,
+        lambda inputs: enter(eqn.params["jaxpr"], inputs),
+        entry=lambda row, _: row,
+        stack=lambda rows: _largest(rows or operands),
+        settle=lambda _, old, new: None if new == old else new,
+    )
 
 
 def _largest(several: Sequence[Degrees]) -> Degrees:

@@ -208,6 +208,47 @@ def softplus(x: Interval) -> Interval:
     return Interval(at(x.lo).lo, at(x.hi).hi).clip(0.0, np.inf)
 
 
+def sin(x: Interval) -> Interval:
+    """Greatest at a quarter turn."""
+    return _wave(np.sin, x, peak=0.25)
+
+
+def cos(x: Interval) -> Interval:
+    """Greatest at 0."""
+    return _wave(np.cos, x, peak=0.0)
+
+
+def sinh(x: Interval) -> Interval:
+    """Increasing."""
+    return Interval(*_libm(np.sinh, x))
+
+
+def cosh(x: Interval) -> Interval:
+    """Increasing in |x|, at least 1."""
+    inside = (x.lo <= 0.0) & (x.hi >= 0.0)
+    a, b = np.abs(x.lo), np.abs(x.hi)
+    size = Interval(np.where(inside, 0.0, np.minimum(a, b)), np.maximum(a, b))
+    return Interval(*_libm(np.cosh, size)).clip(1.0, np.inf)
+
+
+def _wave(function: Any, x: Interval, peak: float) -> Interval:
+    """The values at the ends; ±1 where a peak or a valley may lie between them.
+
+    Peaks are at `peak` + n turns. Where one is as near as rounding, the end is so near
+    to ±1 that nothing is lost.
+    """
+    low, high = function(x.lo), function(x.hi)
+    wide = _LIBM_ULPS * _EPS
+    ends = _outward(np.minimum(low, high) - wide, np.maximum(low, high) + wide)
+    left, right = (end / (2.0 * np.pi) - peak for end in (x.lo, x.hi))
+    near = 1e-9 * (1.0 + np.maximum(np.abs(left), np.abs(right)))
+    peaks = np.floor(right + near) >= np.ceil(left - near)
+    valleys = np.floor(right - 0.5 + near) >= np.ceil(left - 0.5 - near)
+    return Interval(
+        np.where(valleys, -1.0, ends.lo), np.where(peaks, 1.0, ends.hi)
+    ).clip(-1.0, 1.0)
+
+
 def _libm(function: Any, x: Interval) -> tuple[np.ndarray, np.ndarray]:
     """An increasing function of the C library at both ends, widened."""
     low, high = function(x.lo), function(x.hi)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .._programs.equations import bind
 from . import _series
 from ._exact import Exact
 from ._interval import Interval
@@ -15,11 +16,13 @@ from ._series import Series
 def _movement(eqn: Any, operands: list[Value], run: Run) -> Value:
     """Entries are moved, none is computed: JAX says where each goes.
 
-    The primitive runs on the numbers 1, 2, … of the entries; 0 is an entry that an
-    index past the end, or nothing, fills.
+    The primitive runs on the numbers 1, 2, … of the entries; 0 is what fills a place
+    past the end.
     """
     name = eqn.primitive.name
-    count = {"concatenate": len(operands), "pad": 2}.get(name, 1)
+    count = {"concatenate": len(operands), "stack": len(operands), "pad": 2}.get(
+        name, 1
+    )
     moved, indices = operands[:count], operands[count:]
     if any(not isinstance(index, np.ndarray) for index in indices):
         msg = f"the primitive `{name}` at a place that depends on the hyperparameter"
@@ -27,36 +30,39 @@ def _movement(eqn: Any, operands: list[Value], run: Run) -> Value:
     if any(isinstance(value, Truth) for value in moved):
         msg = f"the primitive `{name}` on a comparison that is not decided"
         raise NotCoveredError(msg)
-    places = _places(eqn, indices, count)
-    if all(isinstance(value, np.ndarray) for value in moved):
-        flat = np.concatenate([np.ravel(value) for value in moved])
-        return _fill(flat, places)
+    results = [_moved(name, moved, p, run) for p in _places(eqn, indices, count)]
+    return results if eqn.primitive.multiple_results else results[0]
+
+
+def _moved(name: str, operands: list[Any], places: np.ndarray, run: Run) -> Value:
     if np.any(places == 0):
-        if run.exact:
-            msg = f"the primitive `{name}` past the end of an array"
-            raise NotCoveredError(msg)
-        return run.unknown((1, *places.shape))
-    series = [run.series(value) for value in moved]
-    if count == 1:
+        msg = f"the primitive `{name}` past the end of an array"
+        raise NotCoveredError(msg)
+    if all(isinstance(value, np.ndarray) for value in operands):
+        flat = np.concatenate([np.ravel(value) for value in operands])
+        return np.asarray(flat[places - 1])
+    series = [run.series(value) for value in operands]
+    if len(series) == 1:
         return _series.moved(
             series[0], lambda x: x.reshape(x.shape[0], -1)[:, places - 1]
         )
     return _gathered(series, places)
 
 
-def _places(eqn: Any, indices: list[Any], count: int) -> np.ndarray:
+def _places(eqn: Any, indices: list[Any], count: int) -> list[np.ndarray]:
+    """For each output, the numbers of the entries that it has."""
     name, shape = eqn.primitive.name, shape_of(eqn.outvars[0])
     first = shape_of(eqn.invars[0])
     in_order = np.arange(1, 1 + int(np.prod(first))).reshape(first)
     if name == "squeeze" or (name == "reshape" and eqn.params["dimensions"] is None):
-        return in_order.reshape(shape)
+        return [in_order.reshape(shape)]
     if name == "transpose":
-        return in_order.transpose(eqn.params["permutation"])
+        return [in_order.transpose(eqn.params["permutation"])]
     if name == "broadcast_in_dim":
         sizes = [1] * len(shape)
         for axis, size in zip(eqn.params["broadcast_dimensions"], first, strict=True):
             sizes[axis] = size
-        return np.broadcast_to(in_order.reshape(sizes), shape)
+        return [np.broadcast_to(in_order.reshape(sizes), shape)]
     shapes = [shape_of(atom) for atom in eqn.invars[:count]]
     params = dict(eqn.params)
     if "fill_value" in params:
@@ -70,16 +76,7 @@ def _places(eqn: Any, indices: list[Any], count: int) -> np.ndarray:
         jnp.asarray(index, atom.aval.dtype)
         for index, atom in zip(indices, eqn.invars[count:], strict=True)
     ]
-    return np.asarray(eqn.primitive.bind(*numbers, *positions, **params))
-
-
-def _fill(flat: np.ndarray, places: np.ndarray) -> np.ndarray:
-    if not np.any(places == 0):
-        return np.asarray(flat[places - 1])
-    if flat.dtype.kind != "f":
-        msg = "an integer index past the end of an array"
-        raise NotCoveredError(msg)
-    return np.where(places == 0, np.nan, flat[places - 1])
+    return [np.asarray(out) for out in bind(eqn, [*numbers, *positions], params)]
 
 
 def _gathered(series: list[Series], places: np.ndarray) -> Series:
@@ -88,6 +85,8 @@ def _gathered(series: list[Series], places: np.ndarray) -> Series:
     start = 1
     for a in series:
         size = int(np.prod(a[0].shape[1:]))
+        if size == 0:
+            continue
         inside = (places >= start) & (places < start + size)
         local = np.where(inside, places - start, 0)
         picked = _series.moved(
@@ -111,14 +110,18 @@ _NAMES = (
     "broadcast_in_dim",
     "concatenate",
     "copy",
+    "copy_p",
     "dynamic_slice",
     "gather",
     "pad",
     "reshape",
     "rev",
     "slice",
+    "split",
     "squeeze",
+    "stack",
     "transpose",
+    "unstack",
 )
 
 MOVEMENTS: dict[str, Rule] = dict.fromkeys(_NAMES, _movement)

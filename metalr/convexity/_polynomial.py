@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 _DEPTH = 24
 """Halvings before Sturm takes over."""
@@ -25,11 +25,10 @@ Integers: TypeAlias = list[int]
 
 
 class Decision(NamedTuple):
-    """Nonnegative on the interval, or negative at the witness."""
+    """Negative at the witness; without one nonnegative on the whole interval."""
 
-    nonnegative: bool
     witness: Fraction | None
-    method: str
+    method: Literal["Bernstein", "Sturm"]
 
 
 def evaluate(p: Sequence[Fraction], x: Fraction) -> Fraction:
@@ -48,17 +47,8 @@ def second_derivative(p: Sequence[Fraction]) -> list[Fraction]:
 def decide(p: Sequence[Fraction], low: Fraction, high: Fraction) -> Decision:
     """Whether p ≥ 0 on [low, high], low < high."""
     unit = _on_unit_interval(p, low, high)
-    if not unit:
-        return Decision(nonnegative=True, witness=None, method="Bernstein")
-    at = _bernstein(unit)
-    if isinstance(at, bool):
-        return Decision(nonnegative=True, witness=None, method="Bernstein")
-    method = "Bernstein"
-    if at is None:
-        at, method = _sturm(unit), "Sturm"
-    if at is None:
-        return Decision(nonnegative=True, witness=None, method=method)
-    return Decision(nonnegative=False, witness=low + (high - low) * at, method=method)
+    at, method = (_bernstein(unit) or _sturm(unit)) if unit else _NONNEGATIVE
+    return Decision(None if at is None else low + (high - low) * at, method)
 
 
 def _on_unit_interval(p: Sequence[Fraction], low: Fraction, high: Fraction) -> Integers:
@@ -77,8 +67,11 @@ def _cleared(p: Sequence[Fraction]) -> Integers:
     return _trimmed([int(c * multiple) for c in p])
 
 
-def _bernstein(p: Integers) -> Fraction | bool | None:
-    """True if nonnegative, a point where negative, or None: not decided."""
+_NONNEGATIVE = Decision(None, "Bernstein")
+
+
+def _bernstein(p: Integers) -> Decision | None:
+    """On [0, 1]; None if it takes too many halvings."""
     n = len(p) - 1
     # b_i = Σ_{j≤i} C(i,j)/C(n,j) p_j
     start = _cleared_all(
@@ -93,9 +86,9 @@ def _bernstein(p: Integers) -> Fraction | bool | None:
         b, left, width = pieces.pop()
         seen += 1
         if b[0] < 0:
-            return left
+            return Decision(left, "Bernstein")
         if b[-1] < 0:
-            return left + width
+            return Decision(left + width, "Bernstein")
         if min(b) >= 0:
             continue
         if width < Fraction(1, 2**_DEPTH) or seen > _MOST_PIECES:
@@ -103,7 +96,7 @@ def _bernstein(p: Integers) -> Fraction | bool | None:
         first, second = _halved(b)
         half = width / 2
         pieces += [(second, left + half, half), (first, left, half)]
-    return True
+    return _NONNEGATIVE
 
 
 def _cleared_all(values: Sequence[Fraction | int]) -> list[int]:
@@ -123,29 +116,25 @@ def _halved(b: list[int]) -> tuple[list[int], list[int]]:
     return first, last[::-1]
 
 
-def _sturm(p: Integers) -> Fraction | None:
-    """A point of [0, 1] where p < 0, or None if there is none."""
+def _sturm(p: Integers) -> Decision:
+    """On [0, 1], where p changes sign only at a root of odd multiplicity."""
     odd = _odd_part(p)
     chain = _chain(odd)
 
-    def roots_inside(low: Fraction, high: Fraction) -> int:
-        """Roots of odd multiplicity in the open interval."""
+    def changes(low: Fraction, high: Fraction) -> bool:
+        """Whether there are such roots in the open interval."""
         count = _variations(chain, low) - _variations(chain, high)
-        return count - (_sign(odd, high) == 0)
+        return count - (_sign(odd, high) == 0) > 0
 
     low, high = Fraction(0), Fraction(1)
-    if roots_inside(low, high) == 0:
-        inside = _not_a_root(p, low, high)
-        return inside if _sign(p, inside) < 0 else None
     while True:
         middle = _not_a_root(p, low, high)
         for point in (low, middle, high):
             if _sign(p, point) < 0:
-                return point
-        if roots_inside(low, middle) > 0:
-            high = middle
-        else:
-            low = middle
+                return Decision(point, "Sturm")
+        if not changes(low, high):
+            return Decision(None, "Sturm")
+        low, high = (low, middle) if changes(low, middle) else (middle, high)
 
 
 def _not_a_root(p: Integers, low: Fraction, high: Fraction) -> Fraction:

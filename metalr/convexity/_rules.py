@@ -102,6 +102,23 @@ def _reduce_sum(eqn: Any, operands: list[Value], run: Run) -> Value:
     return [c.total(axes) for c in run.series(operands[0])] if axes else operands[0]
 
 
+def _cumsum(eqn: Any, operands: list[Value], run: Run) -> Value:
+    """A product with a triangle of ones."""
+    a, axis = run.series(operands[0]), 1 + eqn.params["axis"]
+    size = a[0].shape[axis]
+    triangle = np.tri(size) if eqn.params["reverse"] else np.tri(size).T
+    swap = lambda x: np.swapaxes(x, axis, -1)
+    ones = run.lift(triangle).map(
+        lambda x: x.reshape(1, *[1] * (len(a[0].shape) - 3), size, size)
+    )
+    return [
+        (c.map(lambda x: swap(x)[..., None, :]) @ ones).map(
+            lambda x: swap(x[..., 0, :])
+        )
+        for c in a
+    ]
+
+
 def _spend(run: Run, a: Series, b: Series, multiplications: int) -> None:
     if run.exact:
         words = [max(c.bits for c in s) / 64 + 1 for s in (a, b)]
@@ -120,7 +137,7 @@ def _function(name: str, apply: Callable[[Series, int], Series]) -> Rule:
     return rule
 
 
-def _logaddexp(_: Any, operands: list[Value], run: Run) -> Value:
+def logaddexp(operands: list[Value], run: Run) -> Series:
     """log(eᵃ + eᵇ) = b + softplus(a − b)."""
     if run.exact or run.order is None:
         msg = "the function `logaddexp`"
@@ -157,6 +174,10 @@ def _same(_: Any, operands: list[Value], __: Run) -> Value:
     return operands[0]
 
 
+def _barrier(_: Any, operands: list[Value], __: Run) -> list[Value]:
+    return operands
+
+
 def _convert(eqn: Any, operands: list[Value], run: Run) -> Value:
     value, dtype = operands[0], eqn.params["new_dtype"]
     if jnp.issubdtype(dtype, jnp.floating):
@@ -180,6 +201,10 @@ _FUNCTIONS: dict[str, Callable[[Series, int], Series]] = {
         order,
     ),
     "tanh": _series.tanh,
+    "sin": lambda u, order: _series.sin_cos(u, order)[0],
+    "cos": lambda u, order: _series.sin_cos(u, order)[1],
+    "sinh": lambda u, order: _series.sinh_cosh(u, order)[0],
+    "cosh": lambda u, order: _series.sinh_cosh(u, order)[1],
     "logistic": _series.logistic,
 }
 
@@ -195,13 +220,13 @@ RULES: dict[str, Rule] = {
     "pow": _pow,
     "dot_general": _dot_general,
     "reduce_sum": _reduce_sum,
-    "logaddexp": _logaddexp,
+    "cumsum": _cumsum,
     "convert_element_type": _convert,
     "name": _same,
     "stop_gradient": _same,
-    "copy_p": _same,
     "reduce_precision": _same,
-    "optimization_barrier": _same,
+    "optimization_barrier": _barrier,
+    "device_put": _barrier,
     **{name: _function(name, apply) for name, apply in _FUNCTIONS.items()},
     **CHOICES,
     **MOVEMENTS,

@@ -71,6 +71,11 @@ class Run:
             raise OverBudgetError(msg)
 
 
+def is_known(value: Value) -> bool:
+    """An array that does not depend on the hyperparameter, or a random key."""
+    return not isinstance(value, Truth | list)
+
+
 def aligned(run: Run, *operands: Value) -> list[Series]:
     """As series of one rank: JAX lets a scalar meet an array."""
     series = [run.series(value) for value in operands]

@@ -29,6 +29,10 @@ def search(objective: Callable[[Any], jax.Array], low: float, high: float) -> Fo
 
         return objective(rate), jax.jvp(slope, (rate,), (jnp.ones_like(rate),))[1]
 
+    try:
+        jax.eval_shape(second, jax.ShapeDtypeStruct((), dtype))
+    except (TypeError, NotImplementedError):  # no such derivative: then chords alone
+        second = lambda rate: (objective(rate), jnp.full_like(rate, jnp.inf))
     on_grid = jax.jit(jax.vmap(second))
     left, right = low, high
     points, curvatures = [], []

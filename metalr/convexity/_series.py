@@ -171,6 +171,40 @@ def softplus(u: Series, order: int) -> Series:
     return _integrate_by(iv.softplus(u[0]), u, order, lambda _, k: s[k])
 
 
+def sin_cos(u: Series, order: int) -> tuple[Series, Series]:
+    """Solve s' = c·u', c' = −s·u'."""
+    return _pair(iv.sin(u[0]), iv.cos(u[0]), u, order, back=_negated)
+
+
+def sinh_cosh(u: Series, order: int) -> tuple[Series, Series]:
+    """Solve s' = c·u', c' = s·u'."""
+    return _pair(iv.sinh(u[0]), iv.cosh(u[0]), u, order, back=lambda s: s)
+
+
+def _negated(s: Interval) -> Interval:
+    return -s
+
+
+def _pair(
+    s: Interval,
+    c: Interval,
+    u: Series,
+    order: int,
+    back: Callable[[Interval], Interval],
+) -> tuple[Series, Series]:
+    """The s, c with s' = c·u' and c' = ±s·u'."""
+    first, second = [s], [c]
+    for k in range(1, _length(order) if len(u) > 1 else 1):
+        places = range(1, min(k, len(u) - 1) + 1)
+        s, c = (
+            _sum((u[j] * other[k - j]).scale(j) for j in places).over(k)
+            for other in (second, first)
+        )
+        first.append(s)
+        second.append(back(c))
+    return first, second
+
+
 def moved(a: Series, function: Callable[[np.ndarray], np.ndarray]) -> Series:
     """A movement of entries, coefficient by coefficient."""
     return [c.map(function) for c in a]

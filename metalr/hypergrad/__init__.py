@@ -4,7 +4,11 @@ from ._engine import Engine as Engine, HyperGradient as HyperGradient
 from ._smoothing import SmoothedHyperGradient as SmoothedHyperGradient
 from .evolution import EvolutionStrategies as EvolutionStrategies
 from .forward import Forward as Forward
-from .hypergradient import hypergradient as hypergradient
+from .hypergradient import (
+    PrecisionWarning as PrecisionWarning,
+    hypergradient as hypergradient,
+    hypergradient_and_run as hypergradient_and_run,
+)
 from .implicit import (
     Implicit as Implicit,
     ImplicitHyperGradient as ImplicitHyperGradient,

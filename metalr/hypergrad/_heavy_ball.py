@@ -17,6 +17,7 @@ from jax.extend.core import Jaxpr, Literal
 from .._programs.equations import inner_program
 from .._types import Hyper, Params
 from ..optimizers.per_step import PerStepState
+from ..optimizers.update import standard, update
 from ..runs.unrolled import Unrolled
 
 _COUNTERS = {optax.ScaleByScheduleState: "count", PerStepState: "updates_made"}
@@ -47,28 +48,45 @@ class HeavyBall:
         return _trace(self.opt_state)
 
     def update(
-        self, hyper: Hyper, grads: Params, trace: Params, params: Params, index: Any
+        self,
+        hyper: Hyper,
+        grads: Params,
+        trace: Params,
+        params: Params,
+        index: Any,
+        value: Any = 0.0,
     ) -> tuple[Params, Params]:
         """Updates and new trace of step `index`, by the optimizer itself."""
-        optimizer = optax.with_extra_args_support(self.objective.optimizer(hyper))
-        state = _fill(self.opt_state, trace, index)
-        value = jnp.zeros_like(jax.tree.leaves(grads)[0], shape=())
-        updates, state = optimizer.update(
-            grads, state, params, value=value, grad=grads, value_fn=lambda _: value
+        optimizer = standard(self.objective.optimizer(self.objective.used(hyper)))
+        value = jnp.asarray(value, jax.tree.leaves(grads)[0].dtype)
+        updates, state = update(
+            optimizer,
+            grads,
+            self.opt_state_at(trace, index),
+            params,
+            value=value,
+            value_fn=lambda _: value,
         )
         return updates, _trace(state)
 
+    def opt_state_at(self, trace: Params, index: Any) -> Any:
+        """The optimizer's state before step `index`, with this trace."""
+        return _fill(self.opt_state, trace, index)
+
     def coefficients(self, hyper: Hyper, index: Any) -> Coefficients:
-        """Rates and momenta of step `index`, read off the update of unit vectors."""
-        ones, zeros = (self.scalars(value) for value in (1.0, 0.0))
+        """Rates and momenta of step `index`, read off the update of arrays of ones."""
+        ones, zeros = (self.filled(value) for value in (1.0, 0.0))
         updates, _ = self.update(hyper, ones, zeros, zeros, index)
         _, trace = self.update(hyper, zeros, ones, zeros, index)
         rates = [-leaf for leaf in jax.tree.leaves(updates)]
-        return Coefficients(rates, jnp.stack(jax.tree.leaves(trace)))
+        momenta = [leaf.ravel()[0] for leaf in jax.tree.leaves(trace)]
+        return Coefficients(rates, jnp.stack(momenta))
 
-    def scalars(self, value: float) -> Params:
-        """One number for each leaf of params: broadcasting shows which are shared."""
-        return jax.tree.map(lambda leaf: jnp.asarray(value, leaf.dtype), self.template)
+    def filled(self, value: float) -> Params:
+        """Params of one value: an optimizer may ask for their shapes."""
+        return jax.tree.map(
+            lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), self.template
+        )
 
 
 def recognize(objective: Unrolled, hyper: Hyper, engine: str) -> HeavyBall:
@@ -159,26 +177,26 @@ class _NotLinearError(Exception):
 
 def _difference(ball: HeavyBall, hyper: Hyper) -> str | None:
     """What sets the traced update apart from that of SGD with momentum."""
-    zeros = ball.scalars(0.0)
-    arguments = (zeros, zeros, zeros)
+    zeros = ball.filled(0.0)
 
-    def update(grads: Params, trace: Params, params: Params, hyper: Hyper) -> Any:
-        return ball.update(hyper, grads, trace, params, 0)
+    def update(
+        grads: Params, trace: Params, params: Params, value: Any, hyper: Hyper
+    ) -> Any:
+        return ball.update(hyper, grads, trace, params, 0, value)
 
-    jaxpr = jax.make_jaxpr(update)(*arguments, hyper).jaxpr
+    jaxpr = jax.make_jaxpr(update)(zeros, zeros, zeros, 0.0, hyper).jaxpr
     count = len(jax.tree.leaves(zeros))
-    sources = [
-        _Node(kind) for kind in ("grad", "trace", "params") for _ in range(count)
-    ]
+    kinds = ("grad", "trace", "params")
+    sources = [*(_Node(kind) for kind in kinds for _ in range(count)), _Node("value")]
     constants = [None] * (len(jaxpr.invars) - len(sources))
     out = _nodes(jaxpr, [*sources, *constants])
+    if not _one_momentum_a_leaf(update, zeros, hyper):
+        return "the momentum is not one number for each leaf"
     for leaf in range(count):
         update_node, trace_node = out[leaf], out[count + leaf]
         grad, trace = sources[leaf], sources[count + leaf]
         try:
             terms = _terms(trace_node, (grad, trace))
-            if jaxpr.outvars[count + leaf].aval.shape != ():
-                return "the momentum is not one number for each leaf"
             if terms not in (
                 {(grad, False), (trace, True)},
                 {(grad, False), (trace, False)},
@@ -191,6 +209,16 @@ def _difference(ball: HeavyBall, hyper: Hyper) -> str | None:
         except _NotLinearError as error:
             return f"the update applies `{error}` to the gradient or the trace"
     return None
+
+
+def _one_momentum_a_leaf(update: Any, zeros: Params, hyper: Hyper) -> bool:
+    """Whether scalars in the place of arrays stay scalars in the trace."""
+    scalars = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
+    try:
+        _, trace = jax.eval_shape(update, scalars, scalars, scalars, 0.0, hyper)
+    except Exception:  # noqa: BLE001 (it asks for shapes; judged on the real ones)
+        return True
+    return all(leaf.shape == () for leaf in jax.tree.leaves(trace))
 
 
 def _nodes(jaxpr: Jaxpr, inputs: list[_Node | None]) -> list[_Node | None]:

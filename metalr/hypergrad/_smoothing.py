@@ -1,8 +1,8 @@
 """What the engines that smooth share: noise, its scale, and its statistics."""
 
+import functools
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,19 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .._checks import path_name, positive_int
-from .._types import Hyper, Scalar
-from ._measured import Measured
+from .._checks import expand_prefix, int_at_least, path_name, positive_int
+from .._types import Hyper, Objective, Scalar
+from ..runs.run import Run, whole
+from ._engine import run_of
 
 
-class SmoothedHyperGradient(Measured):
-    """A Monte Carlo estimate of the gradient of a smoothed objective.
+class SmoothedHyperGradient(NamedTuple):
+    """A Monte Carlo estimate of the gradient of a smoothed objective."""
 
-    Attributes:
-        standard_error: of `grad`, entry by entry: the deviation over the pairs divided
-            by the root of their number; nan for a single pair.
-        smoothed: mean value of the perturbed runs, an estimate of the smoothed
-            objective (`value` is the objective itself, without noise).
-    """
-
-    standard_error: Hyper
-    smoothed: Float[Array, "*batch"]
+    value: Scalar  # of the objective itself, without noise
+    grad: Hyper
+    standard_error: Hyper  # of grad: deviation over the pairs by root of their number
+    smoothed: Float[Array, "*batch"]  # mean value of the perturbed runs
 
 
 class Smoothing:
@@ -59,10 +55,25 @@ class Smoothing:
             )
             raise ValueError(msg)
         for name in self.static:
-            if name != "chunk" and getattr(self, name) is None:
-                msg = f"{name} = None must be an int ≥ 1"
-                raise ValueError(msg)
-            positive_int(getattr(self, name), name)
+            check = positive_int if name == "chunk" else _count
+            object.__setattr__(self, name, check(getattr(self, name), name))
+
+    def __call__(self, objective: Objective, hyper: Hyper) -> SmoothedHyperGradient:
+        """Run the pairs, and the unperturbed run for the value."""
+        return self._estimate(objective, hyper, objective(hyper))
+
+    def with_run(
+        self, objective: Objective, hyper: Hyper
+    ) -> tuple[SmoothedHyperGradient, Run]:
+        """And the run without noise."""
+        run = whole(run_of(objective, self), hyper)
+        return self._estimate(objective, hyper, run.value), run
+
+    def pair(
+        self, objective: Objective, hyper: Hyper, sigma: Hyper, key: Any
+    ) -> tuple[Hyper, Scalar]:
+        """The estimate of one pair, and its mean value."""
+        raise NotImplementedError
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
         """Sigma and key are children."""
@@ -96,10 +107,12 @@ class Smoothing:
         options = [f"{n}={v!r}" for n, v in shown.items() if v is not None]
         return f"{type(self).__name__}({', '.join(options)}, key=<{key}>)"
 
-    def estimate(
-        self, value: Scalar, pair: Callable[[Any], tuple[Hyper, Scalar]]
+    def _estimate(
+        self, objective: Objective, hyper: Hyper, value: Scalar
     ) -> SmoothedHyperGradient:
-        """Mean and standard error over the pairs; `pair` takes its own key."""
+        """Mean and standard error over the pairs; each has its own key."""
+        sigma = expand_prefix(self.sigma, hyper, "sigma")
+        pair = functools.partial(self.pair, objective, hyper, sigma)
         keys = jax.random.split(self.key, self.pairs)
         if self.chunk is None or self.chunk >= self.pairs:
             grads, values = jax.vmap(pair)(keys)
@@ -107,7 +120,11 @@ class Smoothing:
             grads, values = jax.lax.map(pair, keys, batch_size=self.chunk)
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
         error = jax.tree.map(lambda g: _standard_error(g, self.pairs), grads)
-        return SmoothedHyperGradient.measured(value, mean, error, jnp.mean(values))
+        return SmoothedHyperGradient(value, mean, error, jnp.mean(values))
+
+
+def _count(value: Any, name: str) -> int:
+    return int_at_least(value, name, 1)
 
 
 def normal(key: Any, hyper: Hyper) -> Hyper:

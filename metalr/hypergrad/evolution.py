@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from .._checks import expand_prefix
 from .._types import Hyper, Objective, Scalar
-from ._smoothing import SmoothedHyperGradient, Smoothing, normal, shifted, weighted
+from ._smoothing import Smoothing, normal, shifted, weighted
 
 
 @jax.tree_util.register_pytree_node_class
@@ -80,14 +79,11 @@ class EvolutionStrategies(Smoothing):
     def __post_init__(self) -> None:
         self.check()
 
-    def __call__(self, objective: Objective, hyper: Hyper) -> SmoothedHyperGradient:
-        """Run the pairs, and the unperturbed run for the value."""
-        sigma = expand_prefix(self.sigma, hyper, "sigma")
-
-        def pair(key: Any) -> tuple[Hyper, Scalar]:
-            return antithetic(objective, hyper, sigma, normal(key, hyper))
-
-        return self.estimate(objective(hyper), pair)
+    def pair(
+        self, objective: Objective, hyper: Hyper, sigma: Hyper, key: Any
+    ) -> tuple[Hyper, Scalar]:
+        """The estimate of one pair, and its mean value."""
+        return antithetic(objective, hyper, sigma, normal(key, hyper))
 
 
 def antithetic(

@@ -1,15 +1,17 @@
 """Forward mode: tangents carried along with the run, in memory constant in steps."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
 
 from .._checks import positive_int
-from .._types import Hyper, Objective
-from ._engine import HyperGradient
-from ._parts import Options, unrolled_with
+from .._types import Hyper, Objective, Scalar
+from ..runs.run import Run, whole
+from ._engine import HyperGradient, Options
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -27,10 +29,10 @@ class Forward(Options):
     Args:
         chunk: tangents carried at once; None carries all of them. With a chunk the run
             is repeated for each chunk.
-        microbatch: as in `Unrolled`, for the inner gradient; the objective must be one.
 
     Raises:
-        ValueError: if an option is not a positive int.
+        ValueError: if `chunk` is not a positive int; when called, if something in the
+            run has a `jax.custom_vjp`, which cannot be pushed forward.
 
     References:
         Franceschi et al. (2017), Forward and reverse gradient-based hyperparameter
@@ -38,26 +40,37 @@ class Forward(Options):
     """
 
     chunk: int | None = None
-    microbatch: int | None = None
 
     def __post_init__(self) -> None:
-        positive_int(self.chunk, "chunk")
-        positive_int(self.microbatch, "microbatch")
+        object.__setattr__(self, "chunk", positive_int(self.chunk, "chunk"))
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Value and gradient by `jax.jvp` along each coordinate of hyper."""
-        if self.microbatch is not None:
-            objective = unrolled_with(objective, self, microbatch=self.microbatch)
+        return self._along(lambda h: (objective(h), None), hyper)[0]
+
+    def with_run(self, objective: Objective, hyper: Hyper) -> tuple[HyperGradient, Run]:
+        """And the run, all of it."""
+
+        def value(hyper: Hyper) -> tuple[Scalar, Run]:
+            run = whole(objective, hyper)
+            return run.value, run
+
+        return self._along(value, hyper)
+
+    def _along(self, function: Any, hyper: Hyper) -> tuple[HyperGradient, Any]:
+        """Value and gradient of `function`, and what else it returns."""
         flat, unravel = ravel_pytree(hyper)
 
-        def along(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def along(index: Array) -> tuple[Array, Array, Any]:
             basis = jax.nn.one_hot(index, flat.size, dtype=flat.dtype)
-            return jax.jvp(lambda h: objective(unravel(h)), (flat,), (basis,))
+            return jax.jvp(
+                lambda h: function(unravel(h)), (flat,), (basis,), has_aux=True
+            )
 
         indices = jnp.arange(flat.size)
         if self.chunk is None or self.chunk >= flat.size:
-            value, slopes = jax.vmap(along, out_axes=(None, 0))(indices)
+            value, slopes, rest = jax.vmap(along, out_axes=(None, 0, None))(indices)
         else:
-            values, slopes = jax.lax.map(along, indices, batch_size=self.chunk)
-            value = values[0]
-        return HyperGradient(value, unravel(slopes.astype(flat.dtype)))
+            values, slopes, rest = jax.lax.map(along, indices, batch_size=self.chunk)
+            value, rest = values[0], jax.tree.map(lambda x: x[0], rest)
+        return HyperGradient(value, unravel(slopes.astype(flat.dtype))), rest

@@ -1,31 +1,35 @@
 """The derivative of the minimum itself, by the implicit function theorem."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from .._checks import int_at_least
 from .._programs.dependence import independent_leaves
-from .._types import Hyper, Objective, Params
-from ..runs.unrolled import Unrolled
-from ._measured import Measured
-from ._parts import Options, unrolled_with
+from .._types import Hyper, Objective, Params, Scalar
+from ..runs.gradient import combined, trained
+from ..runs.run import whole
+from ..runs.unrolled import State, Unrolled
+from ._engine import Options, unrolled_of
 
 
-class ImplicitHyperGradient(Measured):
+class ImplicitHyperGradient(NamedTuple):
     r"""Value and gradient by the implicit function theorem, and how far to trust them.
 
-    Attributes:
-        linear_residual: $\|Hq - \nabla_w F\| / \|\nabla_w F\|$ of the solution q that
-            was used (0 where $\nabla_w F = 0$).
-        stationarity: $\|\nabla_w \ell(w_T)\|$; the theorem holds where it is 0.
+    The theorem holds where `stationarity` is 0; the linear system is solved where
+    `linear_residual` is.
     """
 
+    value: Scalar
+    grad: Hyper
     linear_residual: Float[Array, "*batch"]
+    r"""$\|Hq - \nabla_w F\| / \|\nabla_w F\|$ of the q used; 0 where both are 0."""
     stationarity: Float[Array, "*batch"]
+    r"""$\|\nabla_w \ell(w_T)\|$, of the mean over batches where there are some."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -102,12 +106,8 @@ class Implicit(Options):
         if self.solver not in ("cg", "neumann"):
             msg = f"solver = {self.solver!r} must be 'cg' or 'neumann'"
             raise ValueError(msg)
-        whole = isinstance(self.iterations, int) and not isinstance(
-            self.iterations, bool
-        )
-        if not whole or self.iterations < 1:
-            msg = f"iterations = {self.iterations!r} must be an int ≥ 1"
-            raise ValueError(msg)
+        count = int_at_least(self.iterations, "iterations", 1)
+        object.__setattr__(self, "iterations", count)
         if not self.rtol >= 0.0:
             msg = f"rtol = {self.rtol!r} must be ≥ 0"
             raise ValueError(msg)
@@ -121,17 +121,33 @@ class Implicit(Options):
             msg = f"rate = {self.rate!r} must be positive"
             raise ValueError(msg)
 
+    def refuse(self, objective: Objective, hyper: Hyper) -> None:
+        """Refuse another run, a Hessian that is not symmetric, and what only steers.
+
+        Raises:
+            ValueError: naming what was found.
+        """
+        run = unrolled_of(objective, self, "it differentiates a minimum of the loss")
+        if run.outer_weights is not None:
+            msg = (
+                f"{self} knows the end of the run alone, and the objective has "
+                "outer_weights along the run: take metalr.Reverse() or Forward()"
+            )
+            raise ValueError(msg)
+        _refuse_rules(run, hyper, self)
+        _refuse_steering(run, hyper, self)
+
     def __call__(self, objective: Objective, hyper: Hyper) -> ImplicitHyperGradient:
         """Run without derivative, then solve one linear system at the end."""
-        unrolled = unrolled_with(objective, self)
-        _refuse_steering(unrolled, hyper, self)
-        prepared = unrolled.prepare(hyper)
-        params = _minimizer(unrolled, prepared, self)
+        self.refuse(objective, hyper)
+        assert isinstance(objective, Unrolled)
+        prepared = objective.prepare(hyper)
+        end = _minimizer(objective, prepared, self)
         value, (by_hyper, by_params) = jax.value_and_grad(
-            unrolled.evaluate, argnums=(0, 1)
-        )(prepared, params)
+            lambda h, w: objective.evaluate(h, end.at(w)), argnums=(0, 1)
+        )(prepared, end.params)
 
-        gradient, hessian, mixed = _linearized(unrolled, prepared, params)
+        gradient, hessian, mixed = _linearized(objective, prepared, end)
         solution = self.solve(hessian, by_params)
         grad = jax.tree.map(
             lambda direct, through, h: (direct - through).astype(h.dtype),
@@ -143,7 +159,7 @@ class Implicit(Options):
         size = optax.tree.norm(by_params)
         relative = residual / jnp.where(size > 0.0, size, 1.0)
         stationarity = optax.tree.norm(gradient)
-        return ImplicitHyperGradient.measured(value, grad, relative, stationarity)
+        return ImplicitHyperGradient(value, grad, relative, stationarity)
 
     def solve(self, hessian: Any, target: Params) -> Params:
         """Solve H q = target; transposed and differentiated as an exact solve."""
@@ -169,66 +185,110 @@ class Implicit(Options):
         return jax.lax.custom_linear_solve(hessian, target, method, symmetric=True)
 
 
-def _minimizer(objective: Unrolled, hyper: Hyper, engine: Implicit) -> Params:
+class _End(NamedTuple):
+    """Where the run ended: the float parameters, and the state around them."""
+
+    params: Params
+    state: State
+
+    def at(self, params: Params) -> State:
+        """That state with other parameters."""
+        return self.state._replace(params=combined(params, self.state.params))
+
+
+def _minimizer(objective: Unrolled, hyper: Hyper, engine: Implicit) -> _End:
     r"""$w_T$, which moves with hyper by the implicit function theorem."""
+    state = jax.lax.stop_gradient(whole(objective, hyper, records=False).state)
 
     @jax.custom_jvp
     def minimizer(objective: Unrolled, hyper: Hyper) -> Params:
-        return objective.final_params(hyper)
+        return trained(whole(objective, hyper, records=False).state.params)
 
     @minimizer.defjvp
     def move(primals: tuple, tangents: tuple) -> tuple[Params, Params]:
         objective, hyper = primals
         params = minimizer(objective, hyper)
-        _, hessian, _ = _linearized(objective, hyper, params)
-        _, change = jax.jvp(lambda o, h: _gradient(o, h, params), primals, tangents)
+        end = _End(params, state)
+        _, hessian, _ = _linearized(objective, hyper, end)
+        _, change = jax.jvp(
+            lambda o, h: _gradient(o, h, end.params, end), primals, tangents
+        )
         return params, jax.tree.map(jnp.negative, engine.solve(hessian, change))
 
-    return minimizer(objective, hyper)
+    return _End(minimizer(objective, hyper), state)
 
 
-def _linearized(objective: Unrolled, hyper: Hyper, params: Params) -> tuple:
+def _linearized(objective: Unrolled, hyper: Hyper, end: _End) -> tuple:
     """The inner gradient, and its products: v ↦ Hv and v ↦ ∂²ℓ/∂η∂w v."""
-    gradient = _gradient(objective, hyper, params)
+    gradient = _gradient(objective, hyper, end.params, end)
 
     def hessian(v: Params) -> Params:
-        return jax.jvp(lambda w: _gradient(objective, hyper, w), (params,), (v,))[1]
+        along = lambda w: _gradient(objective, hyper, w, end)
+        return jax.jvp(along, (end.params,), (v,))[1]
 
     def mixed(v: Params) -> Hyper:
         def along(hyper: Hyper) -> Any:
-            return optax.tree.vdot(_gradient(objective, hyper, params), v)
+            return optax.tree.vdot(_gradient(objective, hyper, end.params, end), v)
 
         return jax.grad(along)(hyper)
 
     return gradient, hessian, mixed
 
 
-def _gradient(objective: Unrolled, hyper: Hyper, params: Params) -> Params:
+def _gradient(objective: Unrolled, hyper: Hyper, params: Params, end: _End) -> Params:
     """The gradient of the inner loss, or of its mean over the batches of the run."""
-    if objective.batches is None:
-        return objective.gradients(hyper, params, 0)[1]
+
+    def gradient(index: int | Array) -> Params:
+        return objective.field(hyper, end.at(params), index)[1]
+
+    if objective.batches is None or objective.steps == 0:
+        return gradient(0)
 
     @jax.checkpoint
     def add(total: Params, index: Array) -> tuple[Params, None]:
-        grads = objective.gradients(hyper, params, index)[1]
-        return optax.tree.add(total, grads), None
+        return optax.tree.add(total, gradient(index)), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     total, _ = jax.lax.scan(add, zeros, jnp.arange(objective.steps))
     return optax.tree.scale(1.0 / objective.steps, total)
 
 
+def _shapes(objective: Unrolled, hyper: Hyper) -> State:
+    """Zeros in the place of the run's last state."""
+    start = jax.eval_shape(lambda h: objective.init(objective.prepare(h)), hyper)
+    return jax.tree.map(lambda x: jnp.empty(x.shape, x.dtype), start)
+
+
+def _refuse_rules(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
+    state = _shapes(objective, hyper)
+    found = objective.rules(objective.prepare(hyper), state, 0)
+    if found:
+        msg = (
+            f"the inner loss has its own derivatives ({', '.join(found)}), so that the "
+            f"derivative of its gradient need not be symmetric, as {engine} takes it "
+            "to be: take an engine that differentiates the run, such as "
+            "metalr.Reverse()"
+        )
+        raise ValueError(msg)
+
+
 def _refuse_steering(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
-    """Refuse a leaf that moves the run but not the minimum."""
-    params = jax.eval_shape(objective.final_params, hyper)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+    """Refuse a leaf that moves the run but not the minimum, or nothing at all."""
+    state = _shapes(objective, hyper)
+    end = _End(trained(state.params), state)
 
     def gradient(hyper: Hyper) -> Params:
-        return _gradient(objective, objective.prepare(hyper), zeros)
+        return _gradient(objective, objective.prepare(hyper), end.params, end)
 
+    def outer(hyper: Hyper) -> Scalar:
+        return objective.evaluate(objective.prepare(hyper), state)
+
+    silent = independent_leaves(outer, hyper)
     outside = independent_leaves(objective.final_params, hyper)
     steering = [
-        name for name in independent_leaves(gradient, hyper) if name not in outside
+        name
+        for name in independent_leaves(gradient, hyper)
+        if name in silent or name not in outside
     ]
     if steering:
         msg = (

@@ -4,8 +4,8 @@ import dataclasses
 
 from .._checks import positive_int
 from .._types import Hyper, Objective
-from ._engine import HyperGradient
-from ._parts import Options, unrolled_with
+from ..runs.run import Run
+from ._engine import HyperGradient, Options, run_of
 from .sweep import binomial, every_state
 
 
@@ -21,16 +21,18 @@ class Mixed(Options):
     activations of every step, this gains most where these are large; against
     per-step rematerialization it gains little in memory, and some time.
 
-    Needs an `Unrolled`. Its result can be batched by `vmap` and differentiated again:
-    `Mixed()` in both modes, `Mixed(checkpoints=n)` in forward mode.
+    Where the field is not a gradient (a `stop_gradient`, a `custom_vjp` or a
+    `custom_jvp` in the loss), with `model_state`, and for a `Rollout`, whose step has
+    no loss of its own, the pullback is `jax.vjp` of one step: right for every step, and
+    it keeps what that one step computes. The result can be batched by `vmap` and
+    differentiated again: `Mixed()` in both modes, `Mixed(checkpoints=n)` in forward
+    mode.
 
     Args:
         checkpoints: states to keep; None keeps all.
-        microbatch: as in `Unrolled`, for the inner gradient.
 
     Raises:
-        ValueError: if an option is not a positive int, or the objective is not an
-            `Unrolled`.
+        ValueError: if `checkpoints` is not a positive int, or the objective is no run.
 
     References:
         Kemaev et al. (2025), Scalable meta-learning via mixed-mode differentiation,
@@ -38,16 +40,19 @@ class Mixed(Options):
     """
 
     checkpoints: int | None = None
-    microbatch: int | None = None
 
     def __post_init__(self) -> None:
-        positive_int(self.checkpoints, "checkpoints")
-        positive_int(self.microbatch, "microbatch")
+        checkpoints = positive_int(self.checkpoints, "checkpoints")
+        object.__setattr__(self, "checkpoints", checkpoints)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Value and gradient by an explicit reverse sweep."""
-        changes = {} if self.microbatch is None else {"microbatch": self.microbatch}
-        run = unrolled_with(objective, self, **changes)
         if self.checkpoints is None:
-            return every_state(run, hyper)
-        return binomial(run, hyper, self.checkpoints)
+            return every_state(run_of(objective, self), hyper)[0]
+        return binomial(run_of(objective, self), hyper, self.checkpoints)[0]
+
+    def with_run(self, objective: Objective, hyper: Hyper) -> tuple[HyperGradient, Run]:
+        """And the run; its records are kept where every state is."""
+        if self.checkpoints is None:
+            return every_state(run_of(objective, self), hyper, records=True)
+        return binomial(run_of(objective, self), hyper, self.checkpoints)

@@ -1,17 +1,18 @@
 """Persistent evolution strategies: fresh noise in each window, accumulated."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from .._checks import expand_prefix
 from .._types import Hyper, Objective, Scalar
-from ..runs.unrolled import State, Unrolled
-from ._parts import unrolled_with
-from ._smoothing import SmoothedHyperGradient, Smoothing, normal, shifted, weighted
+from ..runs.run import State, advance
+from ._engine import run_of
+from ._smoothing import Smoothing, normal, shifted, weighted
 
 
 @jax.tree_util.register_pytree_node_class
@@ -32,14 +33,15 @@ class PersistentES(Smoothing):
 
     the loss of a run whose hyperparameters are jittered from window to window: the
     derivative in the common η is the sum of those in each window's copy, and by Stein's
-    identity each of these is $E[L_T\,\varepsilon_k]/\sigma$. Here the outer loss is
-    that of the end alone, so that of the published sum over windows only the last term
-    stays. The start, and the optimizer's state at first, see the noise of the first
-    window; the outer loss sees that of the last. One window (W ≥ T) is
-    `EvolutionStrategies`; W = 1 on quadratics is the gradient of
-    `metalr.theory.estimators.per_step_smoothed_loss`, which is much closer to L_T than
-    the smoothing of a whole run is. Its price is variance, in proportion to T at a
-    given W: every window's noise counts, whether or not its influence is still felt.
+    identity each of these is $E[L_T\,\varepsilon_k]/\sigma$. Of the published sum over
+    windows only the last term stays where the value is that of the end alone; with
+    `outer_weights` each window's part of it meets the ξ of that window. The start, and
+    the optimizer's state at first, see the noise of the first window; the outer loss
+    sees that of the last. One window (W ≥ T) is `EvolutionStrategies`; W = 1 on
+    quadratics is the gradient of `metalr.theory.estimators.per_step_smoothed_loss`,
+    which is much closer to L_T than the smoothing of a whole run is. Its price is
+    variance, in proportion to T at a given W: every window's noise counts, whether or
+    not its influence is still felt.
 
     A truncated gradient, by contrast, has less variance and a bias: see `Truncated`.
     Everything else (value, standard error, what a key means, diverged runs) is as in
@@ -65,7 +67,7 @@ class PersistentES(Smoothing):
 
     Raises:
         ValueError: for options out of range; when called, if the objective is not an
-            `Unrolled`, for a `sigma` that does not fit hyper, or a hyperparameter that
+            run, for a `sigma` that does not fit hyper, or a hyperparameter that
             no path, differentiable or not, joins to the value.
 
     Example:
@@ -94,62 +96,72 @@ class PersistentES(Smoothing):
     def __post_init__(self) -> None:
         self.check()
 
-    def __call__(self, objective: Objective, hyper: Hyper) -> SmoothedHyperGradient:
-        """Run the pairs window by window, and the unperturbed run for the value."""
-        unrolled = unrolled_with(objective, self)
-        sigma = expand_prefix(self.sigma, hyper, "sigma")
+    def pair(
+        self, objective: Objective, hyper: Hyper, sigma: Hyper, key: Any
+    ) -> tuple[Hyper, Scalar]:
+        """The estimate of one pair, and its mean value."""
+        draw = lambda index: normal(jax.random.fold_in(key, index), hyper)
+        return persistent(run_of(objective, self), hyper, sigma, self.window, draw)
 
-        def pair(key: Any) -> tuple[Hyper, Scalar]:
-            draw = lambda index: normal(jax.random.fold_in(key, index), hyper)
-            return persistent(unrolled, hyper, sigma, self.window, draw)
 
-        return self.estimate(unrolled(hyper), pair)
+class Particles(NamedTuple):
+    """A pair on its way; leaves of `states` lead with an axis of two signs."""
+
+    states: State
+    total: Hyper  # ξ, all the noise that the states have seen
+    noise: Hyper  # that of the last window
+    grad: Hyper  # what the windows so far have contributed
 
 
 def persistent(
-    objective: Unrolled,
+    objective: Any,
     hyper: Hyper,
     sigma: Hyper,
     window: int,
     draw: Callable[[Any], Hyper],
 ) -> tuple[Hyper, Scalar]:
     """The estimate of one pair, and its mean value; `draw` gives a window's noise."""
-    signs = jnp.array([1.0, -1.0])
     full, rest = divmod(objective.steps, window)
+    both = functools.partial(_both, objective, hyper, sigma)
 
-    def both(run: Callable[..., Any], noise: Hyper, *states: State) -> Any:
-        def one(sign: jax.Array, *state: State) -> Any:
-            return run(objective.prepare(shifted(hyper, sigma, noise, sign)), *state)
-
-        return jax.vmap(one)(signs, *states)
-
-    def unroll(
-        carry: tuple[State, Hyper, Hyper], index: jax.Array, length: int
-    ) -> tuple[State, Hyper, Hyper]:
-        states, total, _ = carry
+    def unroll(carry: Particles, index: Array, length: int) -> Particles:
         noise, first = draw(index), index * window
-        run = lambda h, state: _steps(objective, h, state, first, length)
-        return both(run, noise, states), jax.tree.map(jnp.add, total, noise), noise
+        run = lambda h, state: advance(objective, h, state, first, length)[0]
+        states = both(run, noise, carry.states)
+        total = jax.tree.map(jnp.add, carry.total, noise)
+        known = both(lambda _, state: objective.accumulated(state), noise, states)
+        before = both(lambda _, s: objective.accumulated(s), noise, carry.states)
+        grad = jax.tree.map(
+            jnp.add, carry.grad, weighted(total, sigma, *(known - before))
+        )
+        return Particles(states, total, noise, grad)
 
     first = draw(0)
     none = jax.tree.map(jnp.zeros_like, first)
-    carry = both(objective.init, first), none, first
+    carry = Particles(both(objective.init, first), none, first, none)
     carry, _ = jax.lax.scan(
         lambda c, index: (unroll(c, index, window), None), carry, jnp.arange(full)
     )
     if rest:
         carry = unroll(carry, jnp.asarray(full), rest)
-    states, total, last = carry
-    total = total if objective.steps else first  # nothing but start and outer loss
-    end = lambda h, state: objective.evaluate(h, state.params)
-    plus, minus = both(end, last, states)
-    return weighted(total, sigma, plus, minus), 0.5 * (plus + minus)
+    total = carry.total if objective.steps else first  # only start and outer loss
+    values = both(objective.evaluate, carry.noise, carry.states)
+    known = both(lambda _, s: objective.accumulated(s), carry.noise, carry.states)
+    last = weighted(total, sigma, *(values - known))
+    return jax.tree.map(jnp.add, carry.grad, last), jnp.mean(values)
 
 
-def _steps(
-    objective: Unrolled, hyper: Hyper, state: State, first: jax.Array, length: int
-) -> State:
-    def body(state: State, offset: jax.Array) -> tuple[State, None]:
-        return objective.step(hyper, state, first + offset)[0], None
+def _both(
+    objective: Any,
+    hyper: Hyper,
+    sigma: Hyper,
+    function: Callable[..., Any],
+    noise: Hyper,
+    *states: State,
+) -> Any:
+    r"""`function(hyper, *state)` of both particles, at $\eta \pm \sigma\varepsilon$."""
 
-    return jax.lax.scan(body, state, jnp.arange(length))[0]
+    def one(sign: Array, *state: State) -> Any:
+        return function(objective.prepare(shifted(hyper, sigma, noise, sign)), *state)
+
+    return jax.vmap(one)(jnp.array([1.0, -1.0]), *states)

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 
 from .._checks import positive_int
-from .._types import Hyper, Objective
-from ._engine import HyperGradient
-from ._parts import Options, unrolled_with
+from .._types import Hyper, Objective, Scalar
+from ..runs.run import Run, whole
+from ._engine import HyperGradient, Options, run_of
 from .sweep import binomial
 
 
@@ -26,18 +26,18 @@ class Reverse(Options):
     `Reverse(checkpoints=n)` keeps at most n states, plus the work of one step, for any
     `steps` and n ≥ 1. It runs `forward_steps(steps, n)` steps (`binomial`, the
     least possible; about $\sqrt{2T}$ states cost one further run, $\log_2 T$ about
-    two and a half), and pulls back through each with one
-    Hessian-vector product. It is an explicit sweep over an `Unrolled`: its result can
-    be batched by `vmap` and differentiated in forward mode (`jax.jacfwd`: a Hessian in
-    bounded memory); reverse mode through it raises JAX's error on loops.
+    two and a half), and pulls back through each: with one Hessian-vector product where
+    the inner field is a gradient, else (a `Rollout`, a `stop_gradient` or a rule of
+    one's own in the loss) by `jax.vjp` of the step. It is an explicit sweep: its result
+    can be batched by `vmap` and differentiated in forward mode (`jax.jacfwd`: a Hessian
+    in bounded memory); reverse mode through it raises JAX's error on loops.
 
     Args:
         checkpoints: states to keep, or None.
-        microbatch: as in `Unrolled`, for the inner gradient.
 
     Raises:
-        ValueError: if an option is not a positive int, or if it is given for an
-            objective that is not an `Unrolled`.
+        ValueError: if `checkpoints` is not a positive int, or is given for an objective
+            that is not a run.
 
     References:
         Griewank, Walther (2000), Algorithm 799: Revolve. Maclaurin et al. (2015),
@@ -46,16 +46,25 @@ class Reverse(Options):
     """
 
     checkpoints: int | None = None
-    microbatch: int | None = None
 
     def __post_init__(self) -> None:
-        positive_int(self.checkpoints, "checkpoints")
-        positive_int(self.microbatch, "microbatch")
+        checkpoints = positive_int(self.checkpoints, "checkpoints")
+        object.__setattr__(self, "checkpoints", checkpoints)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Value and gradient by a reverse sweep."""
-        if self.microbatch is not None:
-            objective = unrolled_with(objective, self, microbatch=self.microbatch)
         if self.checkpoints is None:
             return HyperGradient(*jax.value_and_grad(objective)(hyper))
-        return binomial(unrolled_with(objective, self), hyper, self.checkpoints)
+        return binomial(run_of(objective, self), hyper, self.checkpoints)[0]
+
+    def with_run(self, objective: Objective, hyper: Hyper) -> tuple[HyperGradient, Run]:
+        """And the run; its records are kept where all of it is."""
+        if self.checkpoints is not None:
+            return binomial(run_of(objective, self), hyper, self.checkpoints)
+
+        def value(hyper: Hyper) -> tuple[Scalar, Run]:
+            run = whole(objective, hyper)
+            return run.value, run
+
+        (value_, run), grad = jax.value_and_grad(value, has_aux=True)(hyper)
+        return HyperGradient(value_, grad), run

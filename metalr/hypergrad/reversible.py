@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from .._checks import one_dtype
+from .._checks import int_at_least, one_dtype
 from .._types import Hyper, Objective, Params, Scalar
-from ..runs.unrolled import Unrolled
+from ..runs.unrolled import State, Unrolled
+from ._engine import Options, unrolled_of
 from ._exact import (
     WORDS,
     Buffer,
@@ -24,49 +25,19 @@ from ._exact import (
     slots_needed,
 )
 from ._heavy_ball import HeavyBall, recognize
-from ._measured import Measured
-from ._parts import Options, unrolled_with
 
 
-class ReversibleHyperGradient(Measured):
-    """Value and gradient of an exactly reversed run, and how the reversal went.
+class ReversibleHyperGradient(NamedTuple):
+    """Value and gradient of an exactly reversed run, and how the reversal went."""
 
-    Attributes:
-        bits: memory of the reversal, in bits per step and weight.
-        exact: the start was reconstructed bit for bit, and the buffers are empty.
-        overflow: a weight, gradient or trace left the range of the integers (a
-            diverged run, or too many fractional bits): value and gradient are nan.
-        fits: the buffers were long enough for the momentum.
-    """
-
-    bits: Float[Array, "*batch"]
-    exact: Bool[Array, "*batch"]
+    value: Scalar
+    grad: Hyper
+    bits: Float[Array, "*batch"]  # memory of the reversal, bits per step and weight
+    exact: Bool[Array, "*batch"]  # the start was met bit for bit, the buffers are empty
     overflow: Bool[Array, "*batch"]
-    fits: Bool[Array, "*batch"]
-
-    def check(self) -> None:
-        """Raise if the reversal was not exact; under trace the result is nan instead.
-
-        Raises:
-            ValueError: if the momentum was smaller than the buffers are made for.
-            RuntimeError: if the start was not reconstructed bit for bit.
-        """
-        if isinstance(self.exact, Tracer):
-            return
-        if not bool(jnp.all(self.fits)):
-            msg = (
-                "the momentum is smaller than the buffers of Reversible are made for, "
-                "or not in (0, 2): pass Reversible(min_momentum=...), a lower bound of "
-                "it (of its geometric mean, where it differs from step to step)"
-            )
-            raise ValueError(msg)
-        if not bool(jnp.all(self.exact | self.overflow)):
-            msg = (
-                "the reversed run did not end at its start: the inner gradient is not "
-                "the same number each time it is computed (a random or nondeterministic"
-                " loss?). Take another engine, such as metalr.Reverse()"
-            )
-            raise RuntimeError(msg)
+    """A number left the range of the integers (a diverged run, or too many fractional
+    bits): value and gradient are nan."""
+    fits: Bool[Array, "*batch"]  # the buffers were long enough for the momentum
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -125,7 +96,7 @@ class Reversible(Options):
         >>> optimizer = lambda h: optax.sgd(h["rate"], h["momentum"])
         >>> L = metalr.Unrolled(loss, optimizer, 1.0, steps=5)
         >>> hyper = {"rate": 0.1, "momentum": 0.9}
-        >>> value, grad = metalr.hypergradient(L, hyper, metalr.Reversible())
+        >>> value, grad, *_ = metalr.hypergradient(L, hyper, metalr.Reversible())
         >>> print(f"{value:.4f} {grad['rate']:.3f} {grad['momentum']:.3f}")
         0.0004 0.224 0.040
 
@@ -148,14 +119,13 @@ class Reversible(Options):
             raise ValueError(msg)
         for name in ("params_bits", "trace_bits"):
             bits = getattr(self, name)
-            whole = isinstance(bits, int) and not isinstance(bits, bool)
-            if bits is not None and not (whole and 0 <= bits <= 60):
+            if bits is not None and int_at_least(bits, name, 0, note=", or None") > 60:
                 msg = f"{name} = {bits!r} must be an int from 0 to 60, or None"
                 raise ValueError(msg)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> ReversibleHyperGradient:
         """Run forwards, then backwards with the adjoint, and compare with the start."""
-        unrolled = unrolled_with(objective, self)
+        unrolled = unrolled_of(objective, self, "it reverses SGD with momentum")
         start = jax.eval_shape(lambda h: unrolled.init(unrolled.prepare(h)), hyper)
         dtype = jnp.dtype(one_dtype(start.params, "params"))
         if dtype not in WORDS:
@@ -169,13 +139,35 @@ class Reversible(Options):
         recognize(unrolled, unrolled.prepare(hyper), str(self))
         if unrolled.steps == 0:
             nothing, yes = jnp.zeros((), dtype), jnp.array(True)
-            return ReversibleHyperGradient.measured(
+            return ReversibleHyperGradient(
                 *jax.value_and_grad(unrolled)(hyper), nothing, yes, ~yes, yes
             )
         slots = slots_needed(unrolled.steps, self.min_momentum, words)
-        result = _reverse(unrolled, hyper, words, slots, str(self))
-        result.check()
-        return result
+        return _reverse(unrolled, hyper, words, slots, str(self))
+
+    def verify(self, result: ReversibleHyperGradient) -> None:
+        """Raise if the reversal was not exact; under trace the result is nan instead.
+
+        Raises:
+            ValueError: if the momentum was smaller than the buffers are made for.
+            RuntimeError: if the start was not reconstructed bit for bit.
+        """
+        if isinstance(result.exact, Tracer):
+            return
+        if not bool(jnp.all(result.fits)):
+            msg = (
+                "the momentum is smaller than the buffers of Reversible are made for, "
+                "or not in (0, 2): pass Reversible(min_momentum=...), a lower bound of "
+                "it (of its geometric mean, where it differs from step to step)"
+            )
+            raise ValueError(msg)
+        if not bool(jnp.all(result.exact | result.overflow)):
+            msg = (
+                "the reversed run did not end at its start: the inner gradient is not "
+                "the same number each time it is computed (a random or nondeterministic"
+                " loss?). Take another engine, such as metalr.Reverse()"
+            )
+            raise RuntimeError(msg)
 
 
 def _or(value: int | None, default: int) -> int:
@@ -196,6 +188,7 @@ class _Adjoint(NamedTuple):
     params: Params
     trace: Params
     hyper: Hyper
+    value: Scalar  # of the steps from here on
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
@@ -217,30 +210,29 @@ def _reverse(
             index = jnp.where(forward, count, objective.steps - 1 - count)
             return run.step(plan, *carry, index, forward), None
 
-        state, adjoint, value, overflow = carry
+        state, adjoint, overflow = carry
         (state, adjoint), _ = jax.lax.scan(
             step, (state, adjoint), jnp.arange(objective.steps)
         )
         overflow = jnp.where(forward, run.overflow(state), overflow)
-        value, adjoint = jax.lax.cond(
-            forward, run.turn, lambda *kept: kept[1:], state, value, adjoint
-        )
-        return (state, adjoint, value, overflow), None
+        adjoint = jax.lax.cond(forward, run.turn, lambda _, kept: kept, state, adjoint)
+        return (state, adjoint, overflow), None
 
-    zeros = _Adjoint(*jax.tree.map(jnp.zeros_like, (start, start, prepared)))
-    nothing = jnp.zeros((), jax.tree.leaves(start)[0].dtype)
+    value = jax.eval_shape(run.turn, first, None).value
+    params, trace, none = jax.tree.map(jnp.zeros_like, (start, start, prepared))
+    zeros = _Adjoint(params, trace, none, jnp.zeros((), value.dtype))
+    carry = (first, zeros, jnp.array(False))
     directions = jnp.array([True, False])
-    carry = (first, zeros, nothing, jnp.array(False))
-    (state, adjoint, value, overflow), _ = jax.lax.scan(phase, carry, directions)
+    (state, adjoint, overflow), _ = jax.lax.scan(phase, carry, directions)
     grad = run.to_hyper(adjoint, hyper)
     exact = run.is_start(state, first)
     ok = exact & ~overflow & plan.fits
-    value, grad = jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan), (value, grad))
+    value, grad = jax.tree.map(
+        lambda x: jnp.where(ok, x, jnp.nan), (adjoint.value, grad)
+    )
     sizes = jnp.array([leaf.size for leaf in jax.tree.leaves(start)])
     bits = jnp.sum(plan.bits * sizes) / (jnp.sum(sizes) * max(objective.steps, 1))
-    return ReversibleHyperGradient.measured(
-        value, grad, bits, exact, overflow, plan.fits
-    )
+    return ReversibleHyperGradient(value, grad, bits, exact, overflow, plan.fits)
 
 
 @_reverse.defjvp
@@ -264,8 +256,11 @@ class _Run(NamedTuple):
 
     def schedule(self, slots: int) -> Schedule:
         """The plan of all steps, from their momenta."""
-        momenta = jax.vmap(lambda s: self.ball.coefficients(self.hyper, s).momenta)
-        return schedule(momenta(jnp.arange(self.objective.steps)), self.words, slots)
+        momenta = jax.lax.map(
+            lambda s: self.ball.coefficients(self.hyper, s).momenta,
+            jnp.arange(self.objective.steps),
+        )
+        return schedule(momenta, self.words, slots)
 
     def start(self, params: Params, slots: int) -> _Exact:
         """The quantized start, at rest, with empty buffers."""
@@ -303,7 +298,7 @@ class _Run(NamedTuple):
 
         W = move(state.params, state.trace, -back)
         params = self.floats(W, "params")
-        grads, _ = self.gradients(params, index)
+        grads = self.field(params, index)[1]
         V, buffers = [], []
         for leaf, g in enumerate(jax.tree.leaves(grads)):
             push = quantize(g, self.words.trace_bits, self.words)
@@ -327,9 +322,9 @@ class _Run(NamedTuple):
         )
         return _Exact(W, V, buffers), adjoint
 
-    def gradients(self, params: Params, index: Array) -> tuple[Params, Hyper]:
-        """Gradients of the inner loss of step `index`, in params and in hyper."""
-        return self.objective.gradients(self.hyper, params, index)[1:]
+    def field(self, params: Params, index: Array) -> tuple[Scalar, Params, Any]:
+        """Loss and gradient of step `index`, and the way back through them."""
+        return self.objective.field(self.hyper, State(params, None), index)
 
     def pull(
         self,
@@ -347,24 +342,57 @@ class _Run(NamedTuple):
 
         _, transpose = jax.vjp(update, self.hyper, grads, trace)
         by_update, direction, before = transpose((adjoint.params, adjoint.trace))
-
-        # The Hessian is symmetric: a forward-mode product, nothing stored.
-        _, (curved, mixed) = jax.jvp(
-            lambda params: self.gradients(params, index), (params,), (direction,)
+        loss, _, back = self.field(params, index)
+        value, value_bar, outer = self.outer(params, index, loss)
+        through = back(value_bar, direction)
+        by_params, by_hyper = jax.tree.map(
+            lambda total, *parts: sum((p.astype(total.dtype) for p in parts), total),
+            (adjoint.params, adjoint.hyper),
+            through,
+            *outer,
         )
-        add = functools.partial(jax.tree.map, lambda *parts: sum(parts[1:], parts[0]))
-        return _Adjoint(
-            add(adjoint.params, curved), before, add(adjoint.hyper, by_update, mixed)
+        by_hyper = jax.tree.map(jnp.add, by_hyper, by_update)
+        return _Adjoint(by_params, before, by_hyper, adjoint.value + value)
+
+    def outer(
+        self, params: Params, index: Array, loss: Scalar
+    ) -> tuple[Scalar, Scalar, list]:
+        """What the outer loss at the start of step `index` adds to the value.
+
+        Also its cotangents: of the inner loss, where it is that, and of params and
+        hyper otherwise.
+        """
+        none = jnp.zeros((), loss.dtype)
+        if self.objective.outer_weights is None:
+            return none, none, []
+        weight = self.objective.outer_weights[index].astype(loss.dtype)
+        if self.objective.outer_loss is None:
+            return weight * loss, weight, []
+        value, by = jax.value_and_grad(
+            lambda w, h: weight * self.objective.outer(h, State(w, None)),
+            argnums=(0, 1),
+        )(params, self.hyper)
+        return value, none, [by]
+
+    def turn(self, state: _Exact, adjoint: _Adjoint | None) -> _Adjoint:
+        """The adjoint at the end of the run."""
+        del adjoint
+        objective, steps = self.objective, self.objective.steps
+        params, trace = (
+            self.floats(state.params, "params"),
+            self.floats(state.trace, "trace"),
         )
 
-    def turn(self, state: _Exact, value: Scalar, adjoint: _Adjoint) -> tuple:
-        """The value at the end of the run, and the adjoint there."""
-        del value
-        params = self.floats(state.params, "params")
-        value, (by_hyper, by_params) = jax.value_and_grad(
-            self.objective.evaluate, argnums=(0, 1)
-        )(self.hyper, params)
-        return value, adjoint._replace(params=by_params, hyper=by_hyper)
+        def value(params: Params, trace: Params, hyper: Hyper) -> Scalar:
+            opt_state = self.ball.opt_state_at(trace, steps)
+            total = None if objective.outer_weights is None else jnp.zeros(())
+            return objective.evaluate(hyper, State(params, opt_state, None, total))
+
+        end, by = jax.value_and_grad(value, argnums=(0, 1, 2))(
+            params, trace, self.hyper
+        )
+        by_params, by_trace, by_hyper = by
+        return _Adjoint(by_params, by_trace, by_hyper, end)
 
     def to_hyper(self, adjoint: _Adjoint, hyper: Hyper) -> Hyper:
         """The gradient in the dtypes of the user's hyper, through the start as well."""

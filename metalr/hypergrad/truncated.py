@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from .._checks import int_at_least
 from .._programs.dependence import independent_leaves
 from .._types import Hyper, Objective, Scalar
-from ..runs.unrolled import State, Unrolled
-from ._engine import HyperGradient
-from ._parts import Options, unrolled_with
+from ..runs.run import Run, advance, whole
+from ._engine import HyperGradient, Options, run_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -38,7 +38,7 @@ class Truncated(Options):
 
     Raises:
         ValueError: if `last` is not a positive int; when called, if the objective is
-            not an `Unrolled`, or if a hyperparameter acts only before the last K
+            not a run, or if a hyperparameter acts only before the last K
             steps (a learned start, say), whose derivative would be a silent 0.
 
     Example:
@@ -60,46 +60,42 @@ class Truncated(Options):
     last: int
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.last, bool)
-            or not isinstance(self.last, int)
-            or self.last < 1
-        ):
-            msg = f"last = {self.last!r} must be an int ≥ 1: it counts steps"
-            raise ValueError(msg)
+        last = int_at_least(self.last, "last", 1, note=": it counts steps")
+        object.__setattr__(self, "last", last)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Run without derivative up to step T − K, then `jax.value_and_grad`."""
-        unrolled = unrolled_with(objective, self)
-        if self.last >= unrolled.steps:
-            return HyperGradient(*jax.value_and_grad(unrolled)(hyper))
-        split = unrolled.steps - self.last
-        fixed = jax.lax.stop_gradient((unrolled, unrolled.prepare(hyper)))
-        state = jax.lax.stop_gradient(_run(*fixed, None, 0, split))
+        return self.with_run(objective, hyper)[0]
 
-        def surrogate(hyper: Hyper) -> Scalar:
-            hyper = unrolled.prepare(hyper)
-            end = _run(unrolled, hyper, state, split, unrolled.steps)
-            return unrolled.evaluate(hyper, end.params)
+    def with_run(self, objective: Objective, hyper: Hyper) -> tuple[HyperGradient, Run]:
+        """And the run, all of it."""
+        run = run_of(objective, self)
+        split = max(run.steps - self.last, 0)
+        fixed, prepared = jax.lax.stop_gradient((run, run.prepare(hyper)))
+        start = fixed.init(prepared)
+        state, early = jax.lax.stop_gradient(
+            advance(fixed, prepared, start, 0, split, records=True)
+        )
 
-        missing = independent_leaves(surrogate, hyper)
+        def surrogate(hyper: Hyper) -> tuple[Scalar, Run]:
+            if not split:
+                whole_run = whole(run, hyper)
+                return whole_run.value, whole_run
+            prepared = run.prepare(hyper)
+            end, late = advance(
+                run, prepared, state, split, run.steps - split, records=True
+            )
+            records = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
+            value = run.evaluate(prepared, end)
+            return value, Run(value, end, records)
+
+        missing = split and independent_leaves(lambda h: surrogate(h)[0], hyper)
         if missing:
             msg = (
                 f"{', '.join(missing)} acts only before the last {self.last} of "
-                f"{unrolled.steps} steps, so that {self} would return a silent 0: take "
+                f"{run.steps} steps, so that {self} would return a silent 0: take "
                 "an engine that differentiates the whole run, such as metalr.Reverse()"
             )
             raise ValueError(msg)
-        return HyperGradient(*jax.value_and_grad(surrogate)(hyper))
-
-
-def _run(
-    objective: Unrolled, hyper: Hyper, state: State | None, start: int, stop: int
-) -> State:
-    """The state after steps `start` to `stop - 1`; `hyper` is prepared."""
-
-    def body(state: State, index: jax.Array) -> tuple[State, None]:
-        return objective.step(hyper, state, index)[0], None
-
-    state = objective.init(hyper) if state is None else state
-    return jax.lax.scan(body, state, jnp.arange(start, stop))[0]
+        (value, end), grad = jax.value_and_grad(surrogate, has_aux=True)(hyper)
+        return HyperGradient(value, grad), end

@@ -227,7 +227,7 @@ def _rule(problem: _Problem, method: _Method) -> Rule:
 
     def value_and_grad(z: PyTree) -> tuple[Scalar, PyTree]:
         point = to_hyper(z)
-        value, grad = hypergradient(problem.objective, point, problem.engine)
+        value, grad, *_ = hypergradient(problem.objective, point, problem.engine)
         chained = [
             g * h if flag else g
             for g, h, flag in zip(

@@ -150,7 +150,10 @@ def _compiled(
         by_params, by_hyper = slopes, direct
         if objective.outer_loss is not None:
             by_params, by_hyper = jax.grad(
-                lambda params, hyper: objective.evaluate(hyper, params), argnums=(0, 1)
+                lambda params, hyper: objective.outer(
+                    hyper, State(params, after.opt_state)
+                ),
+                argnums=(0, 1),
             )(after.params, hyper)
         (through,) = jax.vjp(move, hyper)[1](by_params)
         slope = change = jax.tree.map(jnp.add, by_hyper, through)
@@ -167,7 +170,7 @@ def _compiled(
     losses, *histories = curves
     params = end.state.params
     final = objective.inner_loss(end.hyper, objective.steps - 1)(params)
-    value = objective.evaluate(end.hyper, params)
+    value = objective.outer(end.hyper, end.state)
     adapted, hypers, slopes = (
         jax.tree.map(lambda x, h: x.astype(h.dtype), tree, given)
         for tree in (end.hyper, *histories)
@@ -210,8 +213,7 @@ def _refuse_indirect(objective: Unrolled, hyper: Hyper, start: State) -> None:
     """Refuse a leaf that one step, from a given state, does not feel."""
 
     def ahead(hyper: Hyper) -> Scalar:
-        params = objective.step(hyper, start, 0)[0].params
-        return objective.evaluate(hyper, params)
+        return objective.outer(hyper, objective.step(hyper, start, 0)[0])
 
     missing = independent_leaves(ahead, hyper)
     if missing:

@@ -8,7 +8,9 @@ from .growth import (
 )
 from .measure import (
     Memory as Memory,
+    Program as Program,
     Timing as Timing,
+    compiled as compiled,
     memory as memory,
     timing as timing,
 )

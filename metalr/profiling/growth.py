@@ -11,7 +11,7 @@ from .._checks import float_leaves
 from .._types import Hyper
 from ..hypergrad import Engine
 from ..runs.unrolled import Unrolled
-from .measure import account, compile_only, remembering, timed
+from .measure import account, program_of, remembering, timed
 from .model import Temp, cost
 
 
@@ -138,15 +138,15 @@ def _row(
     try:
         objective = make_objective(steps)
         point = float_leaves(point, "hyper")
-        compiled, compile_seconds = compile_only(objective, point, engine)
-        found = account(compiled, objective, point, engine, temp_of)
+        program = program_of(objective, point, engine)
+        found = account(program, objective, point, engine, temp_of)
         row = Row(
             name,
             steps,
             found.temp_bytes,
             found.predicted_bytes,
             None,
-            compile_seconds,
+            found.compile_seconds,
         )
         if not repeats:
             return row
@@ -156,7 +156,7 @@ def _row(
         if longest is not None and worth > longest:
             note = f"not run: {worth:.2g} steps' worth of training by the cost model"
             return row._replace(note=note)
-        runs = timed(compiled, objective, point, repeats)
+        runs = timed(program.run, objective, point, repeats)
         return row._replace(seconds=statistics.median(runs))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]

@@ -1,8 +1,8 @@
 """XLA's accounting of a compiled hypergradient, and its time."""
 
-import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,16 @@ from .._types import Hyper
 from ..hypergrad import Engine, hypergradient
 from ..runs.unrolled import Unrolled
 from .model import Temp, predicted_bytes, state_bytes
+
+
+class Program(NamedTuple):
+    """A compiled function, and XLA's account of it."""
+
+    run: Any  # the compiled function: call it with arguments of the same shapes
+    temp_bytes: int  # everything that is neither argument nor result
+    argument_bytes: int
+    output_bytes: int
+    compile_seconds: float
 
 
 class Memory(NamedTuple):
@@ -33,6 +43,32 @@ class Timing(NamedTuple):
     compile_seconds: float
 
 
+def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
+    """Compile a function (or what `jax.jit` made of one) for arguments, and account.
+
+    Nothing is run. The bytes are those of one device.
+
+    Raises:
+        RuntimeError: if the backend does not report the memory of a program.
+    """
+    lower = getattr(function, "lower", None) or jax.jit(function).lower
+    lowered = lower(*arguments)
+    start = time.perf_counter()
+    program = lowered.compile()
+    seconds = time.perf_counter() - start
+    account = program.memory_analysis()
+    if account is None:
+        msg = f"{jax.default_backend()} does not report the memory of a program"
+        raise RuntimeError(msg)
+    return Program(
+        program,
+        account.temp_size_in_bytes,
+        account.argument_size_in_bytes,
+        account.output_size_in_bytes,
+        seconds,
+    )
+
+
 def memory(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Memory:
     r"""What the compiled hypergradient takes, without running it.
 
@@ -52,28 +88,27 @@ def memory(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Memory:
         ValueError: as `hypergradient`, before anything is compiled.
     """
     hyper = float_leaves(hyper, "hyper")
-    compiled, seconds = compile_only(objective, hyper, engine)
-    return account(compiled, objective, hyper, engine)._replace(compile_seconds=seconds)
+    program = program_of(objective, hyper, engine)
+    return account(program, objective, hyper, engine)
 
 
 def account(
-    compiled: Any,
+    program: Program,
     objective: Unrolled,
     hyper: Hyper,
     engine: Engine | None,
     temp: Temp | None = None,
 ) -> Memory:
     """`memory` of a program that is compiled already; `temp` as in the model."""
-    accounting = compiled.memory_analysis()
     return Memory(
-        temp_bytes=accounting.temp_size_in_bytes,
-        argument_bytes=accounting.argument_size_in_bytes,
-        output_bytes=accounting.output_size_in_bytes,
+        temp_bytes=program.temp_bytes,
+        argument_bytes=program.argument_bytes,
+        output_bytes=program.output_bytes,
         predicted_bytes=predicted_bytes(
             objective, hyper, engine, temp or compiled_temp
         ),
         state_bytes=state_bytes(objective, hyper),
-        compile_seconds=math.nan,
+        compile_seconds=program.compile_seconds,
     )
 
 
@@ -90,19 +125,19 @@ def timing(
     """
     positive_int(repeats, "repeats")
     hyper = float_leaves(hyper, "hyper")
-    compiled, compile_seconds = compile_only(objective, hyper, engine)
-    runs = timed(compiled, objective, hyper, repeats)
-    return Timing(statistics.median(runs), runs, compile_seconds)
+    program = program_of(objective, hyper, engine)
+    runs = timed(program.run, objective, hyper, repeats)
+    return Timing(statistics.median(runs), runs, program.compile_seconds)
 
 
 def timed(
-    compiled: Any, objective: Unrolled, hyper: Hyper, repeats: int
+    run: Callable[..., Any], objective: Unrolled, hyper: Hyper, repeats: int
 ) -> tuple[float, ...]:
     """Seconds of `repeats` runs of a compiled program, after one that warms up."""
     runs = []
     for repeat in range(repeats + 1):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(objective, hyper))
+        jax.block_until_ready(run(objective, hyper))
         if repeat:
             runs.append(time.perf_counter() - start)
     return tuple(runs)
@@ -110,9 +145,7 @@ def timed(
 
 def compiled_temp(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> int:
     """Temporary bytes of the compiled program."""
-    return (
-        compile_only(objective, hyper, engine)[0].memory_analysis().temp_size_in_bytes
-    )
+    return program_of(objective, hyper, engine).temp_bytes
 
 
 def remembering() -> Temp:
@@ -133,16 +166,12 @@ def remembering() -> Temp:
     return temp
 
 
-def compile_only(
-    objective: Unrolled, hyper: Hyper, engine: Engine | None
-) -> tuple[Any, float]:
-    """The compiled hypergradient (None: the run itself), and how long that took."""
+def program_of(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Program:
+    """The compiled hypergradient; None is the run itself."""
 
     def run(objective: Unrolled, hyper: Hyper) -> Any:
         if engine is None:
             return objective(hyper)
         return hypergradient(objective, hyper, engine)
 
-    lowered = jax.jit(run).lower(objective, hyper)
-    start = time.perf_counter()
-    return lowered.compile(), time.perf_counter() - start
+    return compiled(run, objective, hyper)

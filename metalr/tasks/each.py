@@ -1,28 +1,28 @@
 """Another engine in every task, then the mean."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Hyper, Objective
+from .._types import Hyper, Objective, Scalar
 from ..hypergrad import Engine
-from ..hypergrad._measured import Measured
 from ..hypergrad.hypergradient import as_pytree
 from .mean import Mean
 
 
-class TaskHyperGradient(Measured):
+class TaskHyperGradient(NamedTuple):
     """The mean over tasks, and what it is the mean of.
 
-    Attributes:
-        tasks: the engine's own result in every task: a NamedTuple whose leaves lead
-            with the axis of tasks. What it measured is found here too, under its own
-            name and one entry a task: `standard_error`, `stationarity`, ….
+    `tasks` is the engine's own result in every task: a NamedTuple whose leaves lead
+    with the axis of tasks. What it measured is found here too, under its own name and
+    one entry a task: `standard_error`, `stationarity`, ….
     """
 
+    value: Scalar
+    grad: Hyper
     tasks: Any
 
     @property
@@ -40,12 +40,6 @@ class TaskHyperGradient(Measured):
         if name.startswith("_") or name == "tasks":
             raise AttributeError(name)
         return getattr(self.tasks, name)
-
-    def check(self) -> None:
-        """Raise where the engine's own check of its results does."""
-        check = getattr(self.tasks, "check", None)
-        if check is not None:
-            check()
 
 
 @jax.tree_util.register_pytree_node_class
@@ -86,7 +80,13 @@ class Each:
 
         found = objective.each_numbered(task, (hyper, as_pytree(self.engine)))
         value, grad = objective.average((found.value, found.grad))
-        return TaskHyperGradient.measured(value, grad, found)
+        return TaskHyperGradient(value, grad, found)
+
+    def verify(self, result: TaskHyperGradient) -> None:
+        """Raise where the engine's own check of its results does."""
+        verify = getattr(getattr(self.engine, "func", self.engine), "verify", None)
+        if verify is not None:
+            verify(result.tasks)
 
     @property
     def derivative_free(self) -> bool:

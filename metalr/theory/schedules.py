@@ -65,7 +65,8 @@ def optimal_schedule(
     in a new direction: the loss is already 0. Can be jitted; differentiable in
     both arrays where the eigenvalues are distinct, in both modes.
 
-    The rates are exact to a few eps; but on an ill-conditioned spectrum no floating
+    The rates are exact to some eps times the condition number of the Ritz values: the
+    long steps carry the most rounding. On an ill-conditioned spectrum no floating
     rates realize the optimum for large T: `rounding_floor` tells.
 
     Args:

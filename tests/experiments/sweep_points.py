@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from experiments._command.config import ConfigError, ExperimentConfig
+from experiments._command.experiment import ConfigError, ExperimentConfig
 
 BATCHED = ("x",)
 

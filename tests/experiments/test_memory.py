@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments._command import cli
-from experiments._command.peak import read_engine
+from experiments._command.fresh_peak import read_engine
 from metalr import Forward, Reverse
 
 

@@ -61,6 +61,47 @@ def test_the_optimum_is_differentiable_in_the_model():
     np.testing.assert_allclose(slopes, difference, rtol=1e-4, atol=1e-7)
 
 
+def least(model, schedules):
+    return float(jnp.nanmin(jax.lax.map(model.loss, schedules)))
+
+
+@pytest.mark.slow
+def test_where_the_descent_from_greed_ends_in_a_worse_minimum_another_start_does_not():
+    model = NoisyQuadratic(
+        jnp.array([1.0, 0.021]), jnp.array([0.14, 0.1]), jnp.array([42.0, 1.8])
+    )
+    found = float(model.loss(search.best_schedule(model, 3)))
+    greedy = model.greedy_schedule(3)[None]
+    assert least(model, search.search(model, greedy, 1e-10)) > 1.1 * found
+    scattered = jnp.exp(2.0 * jax.random.normal(jax.random.key(3), (40, 3)))
+    refine = lambda start: metalr.learn(
+        model.loss, start, outer_optimizer=optax.lbfgs(), steps=300, log=True
+    )
+    np.testing.assert_allclose(found, jnp.min(jax.vmap(refine)(scattered).value), 1e-8)
+
+
+@pytest.mark.slow
+def test_rates_in_a_worse_order_are_moved_and_solved_for_again():
+    model = NoisyQuadratic(
+        jnp.array([1.0, 0.021, 0.181]),
+        jnp.array([0.14, 1.5, 0.92]),
+        jnp.array([2.0, 40.0, 7.9]),
+    )
+    found = float(model.loss(search.best_schedule(model, 7)))
+    once = search.search(model, search.starts(model, 7), 1e-10, rounds=1)
+    assert least(model, once) > 1.01 * found
+
+
+def test_a_sweep_puts_each_rate_at_the_vertex_of_its_parabola():
+    rates = jnp.array([0.3, 1.5, 0.7])
+    swept = search.sweep(MODEL, rates)
+    for s in range(3):  # the last one first: those before are still the old ones
+        here = jnp.concatenate([rates[:s], swept[s:]])
+        slopes = jax.grad(MODEL.loss)(here)
+        np.testing.assert_allclose(slopes[s], 0.0, atol=1e-14)
+    assert MODEL.loss(swept) < MODEL.loss(rates)
+
+
 def test_a_tolerance_must_be_positive():
     with pytest.raises(ValueError, match="tolerance = 0"):
         search.best_schedule(MODEL, 2, tolerance=0.0)

@@ -4,8 +4,11 @@ import contextlib
 import json
 import math
 import os
+import random
+import shutil
 import sqlite3
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +59,7 @@ def test_what_is_written_is_read_also_while_the_writer_lives(tmp_path):
         assert [row.key for row in read(path)] == ["a", "b"]
         assert store.statuses() == {"a": ("finished", 1), "b": ("failed", 1)}
     assert read(path)[0] == ROW
-    assert read_meta(path) == {"schema_version": 1, "sweep": {"axes": [1]}}
+    assert read_meta(path) == {"schema_version": 2, "sweep": {"axes": [1]}}
 
 
 def test_a_finished_row_stays_and_a_failed_one_is_replaced(path):
@@ -126,6 +129,127 @@ def test_a_log_without_its_store_is_not_replayed_into_a_new_one(path):
         writing(path.with_name("lost.sqlite")).__enter__()
 
 
+def test_a_changed_bit_is_found_wherever_it_is(path):
+    """Or it is where nothing is kept: then what is read is what was written."""
+    with writing(path) as store:
+        store.note("sweep", {"axes": [1, 2]})
+        for x in range(20):
+            store.write(ROW._replace(key=f"{x:024}", records=[{"loss": x / 7}]))
+    good, rows, meta = path.read_bytes(), read(path), read_meta(path)
+    rng, refused = random.Random(0), 0
+    for _ in range(300):
+        content = bytearray(good)
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try:
+            assert (read(path), read_meta(path)) == (rows, meta)
+        except StoreError:
+            refused += 1
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
+    assert refused > 40  # most of the file is empty
+
+
+FIRST_SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA application_id = 0x6D65746C;
+PRAGMA user_version = 1;
+CREATE TABLE points (
+  key TEXT PRIMARY KEY,
+  experiment TEXT NOT NULL,
+  config TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('finished', 'failed', 'timed_out')),
+  error TEXT,
+  records TEXT NOT NULL,
+  provenance TEXT NOT NULL,
+  seconds REAL NOT NULL,
+  attempts INTEGER NOT NULL,
+  finished_at TEXT NOT NULL
+);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO meta VALUES ('schema_version', '1');
+INSERT INTO meta VALUES ('sweep', '{"axes": [1]}');
+"""
+"""As stores were made before rows had seals."""
+
+
+def test_a_store_without_seals_opens_and_gets_them_where_it_is_written_to(path):
+    path.unlink()
+    values = [json.dumps(v) if isinstance(v, dict | list) else v for v in ROW]
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(FIRST_SCHEMA)
+        with database:
+            marks = ", ".join("?" * len(values))
+            database.execute(f"INSERT INTO points VALUES ({marks})", values)
+    assert read(path) == [ROW]
+    assert read_meta(path) == {"schema_version": 1, "sweep": {"axes": [1]}}
+    with writing(path) as store:
+        assert store.statuses() == {"a": ("finished", 1)}
+        store.write(ROW._replace(key="b"))
+    assert read(path) == [ROW, ROW._replace(key="b")]
+    assert read_meta(path) == {"schema_version": 2, "sweep": {"axes": [1]}}
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE points SET seconds = 2.5 WHERE key = 'a'")
+    with pytest.raises(StoreError, match="row 1 of 2 points is not what was written"):
+        read(path)
+
+
+GONE = {
+    "moved": lambda path: path.rename(path.with_name("elsewhere")),
+    "moved or deleted": lambda path: path.unlink(),
+    "cut short": lambda path: os.truncate(path, 4096),
+    "deleted while": lambda path: (
+        shutil.copy(path, path.with_name("copy")),
+        path.with_name("copy").rename(path),  # as rsync or an editor does
+    ),
+}
+
+
+@pytest.mark.parametrize("message", GONE)
+@pytest.mark.parametrize("further", [True, False], ids=["at a write", "at the end"])
+def test_a_store_that_is_gone_while_it_is_open_is_an_error(path, message, further):
+    with pytest.raises(StoreError, match=message), writing(path) as store:
+        _lose(path, store, message, further=further)
+
+
+def _lose(path, store, message, *, further):
+    store.write(ROW._replace(key="b"))
+    GONE[message](path)
+    if further:
+        with pytest.raises(StoreError, match=message):
+            store.write(ROW._replace(key="c"))
+
+
+def test_a_copy_of_the_file_alone_has_what_was_written_a_second_before(path):
+    with writing(path) as store:
+        store.write(ROW._replace(key="b"))
+        copy = path.with_name("copy.sqlite")
+        for _ in range(100):
+            shutil.copy(path, copy)
+            if len(read(copy)) == 2:
+                break
+            time.sleep(0.05)
+        assert read(copy) == read(path)
+
+
+def test_what_is_no_file_is_not_read(path):
+    pipe = path.with_name("pipe")
+    os.mkfifo(pipe)
+    for other in (pipe, Path("/dev/zero"), path.parent):
+        for use in (read, lambda p: writing(p).__enter__()):
+            with pytest.raises(StoreError, match=r"is not a file|next to the store"):
+                use(other)
+
+
+def test_hostile_text_and_numbers_are_kept_and_read(path):
+    error, big = "a lone \ud800, \x1b[31m and \0", 10**400
+    with writing(path) as store:
+        store.write(ROW._replace(key="b", error=error, records=[{"loss": big}]))
+    (_, row) = read(path)
+    assert row.error == error.replace("\ud800", "\\ud800")
+    assert columns(path)["loss"].tolist() == [0.5, big]
+
+
 def test_a_full_file_system_is_a_clear_error_and_earlier_rows_stay(path):
     big = [{"text": "x" * 10**6}]
     with writing(path) as store:
@@ -189,9 +313,14 @@ def test_columns_suit_numpy_and_pandas(path):
     assert found["table"].tolist() == [None, None, "curves", None]
     assert found["curve"].tolist() == [None, None, [1.0, 2.0], None]
     assert found["status"].tolist() == ["finished"] * 3 + ["failed"]
+
+
+def test_columns_make_a_frame(path):
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(found)
-    assert frame.groupby("data.name")["loss"].sum().to_dict() == {"d": 0.5, "e": 1.0}
+    with writing(path) as store:
+        store.write(ROW._replace(key="b", records=[{"loss": 1, "data.name": "e"}]))
+    frame = pandas.DataFrame(columns(path))
+    assert frame.groupby("data.name")["loss"].sum().to_dict() == {"d": 1.5}
 
 
 def test_the_latest_of_equal_questions_is_chosen():

@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import os
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -446,14 +449,18 @@ def test_results_are_chosen_and_written_in_every_format(sweep, tmp_path, capsys)
         == 0
     )
     assert json.loads(capsys.readouterr().out)[0]["square"] == "NaN"
-    out = tmp_path / "out" / "results.parquet"
-    assert results(tmp_path, "--format", "parquet", "--out", str(out)) == 0
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = parquet.read_table(out).to_pydict()
-    assert table["x"] == [1, 1, 2, 2, 3, 3, 7, 7]
-    assert table["curve"][1] == "[1, 2]"
     assert results(tmp_path, "--where", "x=3", "dtype_of_one=float64") == 0
     assert "square" in capsys.readouterr().out
+
+
+def test_parquet_has_the_columns(sweep, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sweep("executor.batch=1", "sweep.axes.x=[1, 2]")
+    out = tmp_path / "out" / "results.parquet"
+    assert results(tmp_path, "--format", "parquet", "--out", str(out)) == 0
+    table = parquet.read_table(out).to_pydict()
+    assert table["x"] == [1, 1, 2, 2]
+    assert table["curve"][1] == "[1, 2]"
 
 
 @pytest.mark.parametrize(
@@ -464,7 +471,7 @@ def test_results_are_chosen_and_written_in_every_format(sweep, tmp_path, capsys)
         (["--where", "x<two"], "cannot be compared"),
         (["--where", "x<[1]"], "has no order"),
         (["--format", "parquet"], "needs --out"),
-        (["--format", "csv", "--out", "{store}"], "is a store"),
+        (["--format", "csv", "--out", "{store}"], "not one of these tables"),
     ],
 )
 def test_wrong_questions_about_results_are_explained(
@@ -476,6 +483,62 @@ def test_wrong_questions_about_results_are_explained(
     assert message in capsys.readouterr().err
     assert len(rows(tmp_path)) == 1
     assert cli.main(["results", str(tmp_path / "none.sqlite")]) == 2
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_tables_replace_tables_and_nothing_else(sweep, tmp_path, form, capsys):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    sweep("executor.batch=1", "sweep.axes.x=[1, 2]")
+    out = tmp_path / "out" / "table"
+    arguments = ("--format", form, "--out", str(out))
+    assert results(tmp_path, *arguments, "--where", "x=1") == 0
+    first = out.read_bytes()
+    assert results(tmp_path, *arguments) == 0
+    assert out.read_bytes() != first
+    config = tmp_path / "tiny.yaml"
+    for other in (config, Path(__file__)):
+        link = tmp_path / "link"
+        link.symlink_to(other)
+        for path in (other, link):
+            before = other.read_bytes()
+            assert results(tmp_path, "--format", form, "--out", str(path)) == 2
+            assert "not overwritten" in capsys.readouterr().err
+            assert other.read_bytes() == before
+        link.unlink()
+    assert sorted(path.name for path in out.parent.iterdir()) == ["table"]
+    assert results(tmp_path, "--format", form, "--out", "/dev/null") == 0
+
+
+def test_a_table_goes_into_a_pipe_as_it_is(sweep, tmp_path, capsys):
+    sweep()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_bytes)
+        assert results(tmp_path, "--format", "csv", "--out", str(pipe)) == 0
+        assert read.result(timeout=30).startswith(b"key,experiment,")
+    assert pipe.is_fifo()
+
+
+def test_an_empty_store_has_0_results(tmp_path, capsys):
+    path = tmp_path / "runs" / "tiny.sqlite"
+    with store.writing(path):
+        pass
+    for form, text in (("table", "0 results\n"), ("csv", "\n"), ("json", "[]\n")):
+        assert results(tmp_path, "--format", form) == 0
+        assert capsys.readouterr().out == text
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    sweep, tmp_path, capsys, monkeypatch
+):
+    sweep()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    out = tmp_path / "table.parquet"
+    assert results(tmp_path, "--format", "parquet", "--out", str(out)) == 2
+    assert "pip install 'metalr[parquet]'" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["sweep"], ["results"]])

@@ -8,9 +8,9 @@ import pytest
 
 import metalr
 from metalr.theory import Quadratic, estimators
-from tests.theory import helpers
+from tests import helpers
 
-X, T_ = (jnp.array(x) for x in helpers.regression())
+X, T_ = (jnp.array(x) for x in helpers.normal_regression())
 Q = Quadratic.from_regression(X, T_)
 
 
@@ -100,7 +100,7 @@ def test_neumann_sum_is_the_geometric_sum(terms):
 def test_unrolling_from_the_optimum_gives_the_neumann_series():
     # Ridge regression, outer variable the penalty; started at its optimum.
     n, d = X.shape
-    Z, z = (jnp.array(x) for x in helpers.regression(5))
+    Z, z = (jnp.array(x) for x in helpers.normal_regression(5))
     ridge = lambda w, h, _: jnp.mean((X @ w - T_) ** 2) + h * jnp.sum(w**2)
     outer = lambda w, _: jnp.mean((Z @ w - z) ** 2)
     penalty, eta = 0.3, 0.1

@@ -8,14 +8,14 @@ import pytest
 
 import metalr
 from metalr.theory import Quadratic, momentum
-from tests.theory import helpers
+from tests import helpers
 
 RATES = [0.0, 1e-13, 1e-3, 0.3, 1.0, 2.0, 3.7, 5.0]
 
 
 @pytest.fixture(scope="module")
 def problem():
-    X, t = helpers.regression()
+    X, t = helpers.normal_regression()
     return X, t, Quadratic.from_regression(jnp.array(X), jnp.array(t))
 
 

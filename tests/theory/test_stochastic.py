@@ -7,7 +7,7 @@ import pytest
 
 import metalr
 from metalr.theory import stochastic
-from tests.theory import helpers
+from tests import helpers
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from tests.theory import helpers
     [(4, 2, 5, 1), (3, 5, 6, 1), (3, 2, 3, 2), (4, 1, 0, 1)],
 )
 def test_expected_loss_is_the_mean_over_all_sample_paths(n, d, steps, batch_size):
-    X, t = helpers.regression(n, n, d)
+    X, t = helpers.normal_regression(n, n, d)
     rates = np.linspace(0.02, 0.3, steps)
     found = stochastic.sgd_expected_loss(
         jnp.array(X), jnp.array(t), jnp.array(rates), steps, batch_size=batch_size
@@ -25,7 +25,7 @@ def test_expected_loss_is_the_mean_over_all_sample_paths(n, d, steps, batch_size
 
 
 def test_start_counts_by_its_residual():
-    X, t = helpers.regression(0, 3, 2)
+    X, t = helpers.normal_regression(0, 3, 2)
     w0 = np.array([0.5, -2.0])
     found = stochastic.sgd_expected_loss(
         jnp.array(X), jnp.array(t), 0.1, 4, w0=jnp.array(w0)
@@ -35,7 +35,7 @@ def test_start_counts_by_its_residual():
 
 
 def test_many_draws_a_step_approach_full_gradient_descent():
-    X, t = helpers.regression()
+    X, t = helpers.normal_regression()
     expected = helpers.descend(X, t, [0.1] * 9)
     loss = lambda size: stochastic.sgd_expected_loss(
         jnp.array(X), jnp.array(t), 0.1, 9, batch_size=size
@@ -103,7 +103,7 @@ def test_derivatives_in_the_data_need_no_derivative_of_the_coordinates(shape):
 
 
 def test_derivatives_are_those_of_the_enumerated_mean():
-    X, t = helpers.regression(2, 3, 2)
+    X, t = helpers.normal_regression(2, 3, 2)
     loss = lambda eta: stochastic.sgd_expected_loss(jnp.array(X), jnp.array(t), eta, 4)
     h = 1e-5
     up, down = (helpers.sgd_by_enumeration(X, t, [0.2 + s * h] * 4) for s in (1, -1))

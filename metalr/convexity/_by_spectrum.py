@@ -16,25 +16,51 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._programs.symmetry import own_derivatives
 from .._types import Hyper, Params
 from ..optimizers.update import standard, update
 from ..runs.unrolled import Unrolled
-from ._degree import Degrees, degrees, primitives
+from ._degree import Degrees, degrees
 from ._exact import Exact, NotRationalError
 from ._interpret import interpret
+from ._question import Question, certified, undecided
+from ._report import Report
 from ._run import NotCoveredError, OverBudgetError, Run
 
-_NO_TRUE_GRADIENT = {"stop_gradient", "custom_jvp_call", "custom_vjp_call"}
-"""What makes JAX's gradient another function than the derivative of the loss."""
+Matrix = list[list[Fraction]]
 
 
-class Spectral(NamedTuple):
-    """The proof succeeded; strictly convex unless the start is stationary."""
+class GradientDescent(NamedTuple):
+    """An `Unrolled` that was proved to be gradient descent on a convex quadratic."""
 
-    strict: bool
+    factor: Fraction  # c of the update c·η·∇L: −1 for SGD
+    hessian: Matrix
+    gradient: list[Fraction]  # at the start
 
 
-def recognize(objective: Unrolled, hyper: jax.Array, work: float) -> Spectral | str:
+def spectral(question: Question) -> Report:
+    """The prover for gradient descent on a convex quadratic."""
+    objective = question.objective
+    if not isinstance(objective, Unrolled):
+        return undecided("the objective is not an Unrolled")
+    hyper = jnp.asarray(question.low, jnp.result_type(float))
+    found = recognize(objective, hyper, work=question.work)
+    if isinstance(found, str):
+        return undecided(found)
+    reason = (
+        "gradient descent on a convex quadratic (traced loss: degree 2 in params, "
+        "positive semidefinite Hessian, 0 in hyper; traced update: a multiple of "
+        "hyper · gradient): L_T is affine plus Σ q(1 − ηλ)^2T, q ≥ 0"
+    )
+    moved = [_dot(row, found.gradient) for row in found.hessian]
+    strict = objective.steps > 0 and any(moved)
+    report = certified(reason, "spectral", strict=strict)
+    return report._replace(every_steps=True)
+
+
+def recognize(
+    objective: Unrolled, hyper: jax.Array, *, work: float
+) -> GradientDescent | str:
     """Prove that `objective` is gradient descent on a convex quadratic.
 
     Args:
@@ -43,7 +69,7 @@ def recognize(objective: Unrolled, hyper: jax.Array, work: float) -> Spectral | 
         work: multiplications of 64 bits to spend on exact arithmetic.
 
     Returns:
-        `Spectral`, or why it is not recognized.
+        What it is, exactly; or why it is not recognized.
     """
     reason = _shape_of_the_problem(objective)
     if reason is not None:
@@ -54,25 +80,35 @@ def recognize(objective: Unrolled, hyper: jax.Array, work: float) -> Spectral | 
         return reason
     run = Run(Exact.lift, None, exact=True, work=work)
     try:
-        if _multiple_of_gradient(objective, hyper, run) is None:
+        factor = _multiple_of_gradient(objective, hyper, run)
+        if factor is None:
             return "the update is not one multiple of the gradient"
-        constant, hessian, start = _quadratic(objective, hyper, run)
-        if constant and not _positive_semidefinite(hessian, run):
+        hessian, start = _quadratic(objective, hyper, run)
+        if hessian != [list(column) for column in zip(*hessian, strict=True)]:
+            return "the inner field is not a gradient: its derivative is not symmetric"
+        if not _positive_semidefinite(hessian, run):
             return "the inner loss is not convex"
     except (NotCoveredError, NotRationalError, OverBudgetError) as error:
         return f"exact arithmetic met {error}"
-    moved = [sum(a * b for a, b in zip(row, start, strict=True)) for row in hessian]
-    return Spectral(strict=objective.steps > 0 and any(moved))
+    return GradientDescent(factor, hessian, start)
 
 
 def _shape_of_the_problem(objective: Unrolled) -> str | None:
+    params = jax.tree.leaves(objective.params)
     if objective.batches is not None:
         return "the inner loss changes with the batch"
     if objective.outer_loss is not None:
         return "the outer loss is not the inner loss"
-    if not jax.tree.leaves(objective.params) or callable(objective.params):
+    if any(getattr(objective, x, None) is not None for x in _MORE):
+        return "more than the last loss is evaluated"
+    if not params or callable(objective.params):
         return "the start is a function of the hyperparameter"
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in params):
+        return "not all parameters are floats"
     return None
+
+
+_MORE = ("outer_weights", "model_state")
 
 
 def _loss_degrees(objective: Unrolled, hyper: jax.Array) -> str | None:
@@ -82,9 +118,9 @@ def _loss_degrees(objective: Unrolled, hyper: jax.Array) -> str | None:
         return objective.inner_loss(hyper, 0)(params)
 
     program = jax.make_jaxpr(loss)(objective.params, hyper)
-    special = primitives(program) & _NO_TRUE_GRADIENT
+    special = own_derivatives(program)
     if special:
-        return f"the inner loss has the primitive `{min(special)}`"
+        return f"the inner loss has the primitive `{special[0]}`"
     count = len(jax.tree.leaves(objective.params))
     groups: list[Degrees] = [(1.0, 0.0)] * count + [(0.0, 1.0)]
     ((in_params, in_hyper),) = degrees(program, groups)
@@ -140,7 +176,7 @@ def _update(
 def _multiple_of_gradient(
     objective: Unrolled, hyper: jax.Array, run: Run
 ) -> Fraction | None:
-    """c, if the update is exactly c·η·g."""
+    """The c, if the update is exactly c·η·g."""
     params = objective.params
 
     def updates(hyper: Hyper) -> PyTree:
@@ -154,24 +190,20 @@ def _multiple_of_gradient(
         return jax.tree.map(lambda u: u[None], of_zero), of_unit
 
     of_zero, of_unit = (_rows(part) for part in _series(updates, hyper, params, run))
-    diagonal = (
-        {row[i] for i, row in enumerate(of_unit[1])}
-        if len(of_unit) > 1
-        else {Fraction(0)}
-    )
-    if any(any(map(any, c)) for c in (*of_zero, of_unit[0])) or len(diagonal) != 1:
-        return None
-    off = any(
-        x != 0 for i, r in enumerate(of_unit[1]) for j, x in enumerate(r) if i != j
-    )
-    (factor,) = diagonal
-    return None if off or factor == 0 else factor
+    constants, slopes = of_unit[0], (of_unit[1:] or [of_unit[0]])[0]
+    factor = slopes[0][0]
+    multiple = [
+        [factor if i == j else Fraction(0) for j in range(len(slopes))]
+        for i in range(len(slopes))
+    ]
+    moved = any(any(map(any, c)) for c in (*of_zero, constants))
+    return None if moved or factor == 0 or slopes != multiple else factor
 
 
 def _quadratic(
     objective: Unrolled, hyper: jax.Array, run: Run
-) -> tuple[bool, list[list[Fraction]], list[Fraction]]:
-    """Whether the Hessian is symmetric, the Hessian, and the gradient at the start."""
+) -> tuple[Matrix, list[Fraction]]:
+    """The derivative of the inner field, and the field at the start."""
     gradient = jax.grad(objective.inner_loss(hyper, 0))
     params = objective.params
 
@@ -183,10 +215,11 @@ def _quadratic(
     start, along = (_rows(part) for part in _series(gradients, hyper, params, run))
     size = len(along[0])
     hessian = along[1] if len(along) > 1 else [[Fraction(0)] * size] * size
-    symmetric = all(
-        hessian[i][j] == hessian[j][i] for i in range(size) for j in range(i)
-    )
-    return symmetric, hessian, start[0][0]
+    return hessian, start[0][0]
+
+
+def _dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
+    return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
 
 
 def _series(function: Any, hyper: jax.Array, params: Params, run: Run) -> list[Any]:

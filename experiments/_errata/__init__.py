@@ -1,0 +1,1 @@
+"""The rows of the experiment `errata`, by part of the notes."""

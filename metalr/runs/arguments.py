@@ -1,0 +1,160 @@
+"""What a run is made of, checked and as arrays; each error says what to do."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, PyTree
+
+from .._checks import float_leaves, leading_axis, path_name
+from .._types import Params
+from .run import is_float
+
+
+def is_function(value: Any) -> bool:
+    """A function, as opposed to a pytree (which may be callable as well)."""
+    whole = jax.tree_util.all_leaves([value]) or isinstance(value, Partial)
+    return callable(value) and whole
+
+
+def strong(leaf: Any) -> Array:
+    """As an array, not weakly typed: one compilation for all."""
+    array = jnp.asarray(leaf)
+    return jnp.asarray(array, array.dtype)  # not weakly typed: one compilation
+
+
+def params_of(params: Any, name: str) -> Params:
+    """Params as arrays, after checking that there is a float to train.
+
+    Raises:
+        ValueError: for a leaf that is no array or complex, or if none is a float.
+    """
+
+    def check(path: tuple[Any, ...], leaf: Any) -> Array:
+        try:
+            array = strong(leaf)
+        except TypeError:
+            msg = (
+                f"{path_name(name, path)} = {leaf!r} is {type(leaf).__name__}, no "
+                "array: split the model first, e.g. arrays, rest = eqx.partition(model,"
+                " eqx.is_array) or nnx.split, pass the arrays and let the loss "
+                "put them together"
+            )
+            raise ValueError(msg) from None
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            msg = (
+                f"{path_name(name, path)} is {array.dtype}, which has no real "
+                "gradient: pass real and imaginary part"
+            )
+            raise ValueError(msg)
+        return array
+
+    arrays = jax.tree_util.tree_map_with_path(check, params)
+    if not any(map(is_float, jax.tree.leaves(arrays))):
+        return float_leaves(params, name)  # says which leaf is what
+    return arrays
+
+
+def batches_of(batches: Any, steps: int) -> PyTree:
+    """Batches as arrays, one for each step.
+
+    Raises:
+        ValueError: for another length, or a list of batches.
+    """
+    if isinstance(batches, list) and len(batches) == steps and steps > 0:
+        msg = (
+            f"batches is a list of length {steps} = steps: one batch a step is one "
+            "pytree whose leaves lead with that axis, jax.tree.map(lambda *b: "
+            "jnp.stack(b), *batches) (a pytree of several parts is a tuple or dict)"
+        )
+        raise ValueError(msg)
+    batches = jax.tree.map(jnp.asarray, batches)
+    leading_axis(batches, steps)
+    return batches
+
+
+def weights_of(weights: Any, steps: int) -> Array:
+    """Outer weights as an array of steps + 1 floats.
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
+    array = strong(weights)
+    if array.shape != (steps + 1,) or not is_float(array):
+        msg = (
+            f"outer_weights is {array.dtype}{list(array.shape)}, but must be steps + 1 "
+            f"= {steps + 1} floats: one for the outer loss at each of w_0, …, w_T"
+        )
+        raise ValueError(msg)
+    return array
+
+
+def takes_opt_state(outer_loss: Any) -> bool:
+    """Whether an outer loss asks for the optimizer's state, by the name `opt_state`."""
+    try:
+        return "opt_state" in inspect.signature(outer_loss).parameters
+    except (TypeError, ValueError):  # not a Python function
+        return False
+
+
+def real_scalar(value: Any, name: str) -> Any:
+    """The value itself, if its shape and dtype are those of a loss."""
+    if isinstance(value, tuple):
+        msg = (
+            f"{name} returned a tuple, but must return one real scalar: what it "
+            "carries along or measures goes into model_state, with which the inner "
+            "loss returns (scalar, new_model_state)"
+        )
+        raise ValueError(msg)
+    if not hasattr(value, "dtype"):
+        value = jnp.asarray(value)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        msg = (
+            f"{name} returned {value.dtype}{list(value.shape)}, but must return a real "
+            "scalar: reduce it, e.g. with jnp.mean"
+        )
+        raise ValueError(msg)
+    return value
+
+
+def pair(result: Any) -> tuple[Any, Any]:
+    """What a loss with model_state returns.
+
+    Raises:
+        ValueError: if it is not a pair.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        msg = (
+            "with model_state the loss must return (scalar, new_model_state), but it "
+            f"returned {type(result).__name__}"
+        )
+        raise ValueError(msg)
+    return result
+
+
+def same_state(old: PyTree, new: PyTree) -> PyTree:
+    """The new state of the model in the dtypes of the old one.
+
+    Raises:
+        ValueError: if it has another structure or shape, naming the leaf.
+    """
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        msg = (
+            f"the loss returned a model_state of structure {jax.tree.structure(new)}; "
+            f"it must be that of the one it got, {jax.tree.structure(old)}"
+        )
+        raise ValueError(msg)
+
+    def convert(path: tuple[Any, ...], before: Array, after: Any) -> Array:
+        if jnp.shape(after) != before.shape:
+            msg = (
+                f"{path_name('model_state', path)} came into the loss as "
+                f"{list(before.shape)} and left it as {list(jnp.shape(after))}: a loop "
+                "carries arrays of one shape"
+            )
+            raise ValueError(msg)
+        return jnp.asarray(after, before.dtype)
+
+    return jax.tree_util.tree_map_with_path(convert, old, new)
