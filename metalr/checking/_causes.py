@@ -26,7 +26,7 @@ def causes(objective: Objective, hyper: Hyper) -> str:
     stopped = _stopped(objective, hyper, state)
     if stopped:
         found.append(f"the optimizer stops a gradient (in {stopped})")
-    rules = _rules(objective, hyper, state)
+    rules = loss_rules(objective, hyper)
     if rules:
         found.append(f"the loss has derivatives of its own ({', '.join(rules)})")
     return "; ".join(found)
@@ -54,14 +54,16 @@ def _value_and_grads(objective: Unrolled) -> Any:
     return both
 
 
-def _rules(objective: Unrolled, hyper: Hyper, state: Any) -> tuple[str, ...]:
+def loss_rules(objective: Unrolled, hyper: Hyper) -> tuple[str, ...]:
+    """What may keep the inner field from being the gradient of the loss, by name."""
     found: list[tuple[str, ...]] = []
 
-    def look(hyper: Hyper, state: Any) -> Any:
-        found.append(objective.rules(hyper, state, 0))
+    def look(hyper: Hyper) -> Any:
+        prepared = objective.prepare(hyper)
+        found.append(objective.rules(prepared, objective.init(prepared), 0))
         return hyper
 
-    jax.eval_shape(look, hyper, state)
+    jax.eval_shape(look, hyper)
     return found[0]
 
 

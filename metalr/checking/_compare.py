@@ -12,7 +12,7 @@ from .._programs.limits import epsilon
 from .._types import Hyper
 from ..hypergrad import Engine
 from ..runs.unrolled import Unrolled
-from ._causes import causes
+from ._causes import causes, loss_rules
 from ._closed import Closed, closed_form
 from ._differences import Slope, ladder
 from ._directions import Direction, along_product, differences, directions
@@ -221,7 +221,7 @@ def _differences_row(
 
 def _inner_row(problem: Problem) -> list[Row]:
     """The inner gradient of each step, against differences of its loss; the worst."""
-    objective, _, dtype = problem.precise
+    objective, hyper, dtype = problem.precise
     if not isinstance(objective, Unrolled) or objective.steps == 0:
         return []
     seen = inner_slopes(problem.precise, problem.key)
@@ -250,7 +250,12 @@ def _inner_row(problem: Problem) -> list[Row]:
     )
     if not told.any():
         return [row]
-    return [row._replace(status="agrees" if ratio[worst] <= 1.0 else "differs")]
+    if ratio[worst] <= 1.0:
+        return [row._replace(status="agrees")]
+    if loss_rules(objective, hyper) == ("stop_gradient",):
+        reason = f"the loss stops a gradient, as it says; {row.reason}"
+        return [row._replace(reason=reason)]
+    return [row._replace(status="differs")]
 
 
 def _pull_back_row(problem: Problem) -> list[Row]:

@@ -62,6 +62,7 @@ class Diagnosis(NamedTuple):
             "tangent" the first number of updates after which it isn't finite, or None.
         moved_totals: (3,) `total` where the start is moved at random by 1e-6, 1e-4 and
             1e-2 of each leaf's root mean square; near `total` where it is smooth.
+        scale: what `total` would be if nothing canceled: ‖∇F(w_T)‖ ‖dw_T/dη‖.
         metasmoothness: of what the run ends in, along a random direction of hyper (see
             `metalr.diagnosis.metasmoothness`); 1 is smooth, 0 noise.
         direction: where in hyper the derivatives are taken.
@@ -88,6 +89,7 @@ class Diagnosis(NamedTuple):
     slope_peak: int
     first_not_finite: dict[str, int | None]
     moved_totals: np.ndarray
+    scale: float
     metasmoothness: float
     direction: Hyper
     findings: tuple[Finding, ...]
@@ -373,6 +375,7 @@ def _assemble(seen: _Seen, direction: Hyper, metric: str) -> Diagnosis:
         slope_peak=int(np.argmax(size)),
         first_not_finite=first,
         moved_totals=seen.moved_totals,
+        scale=float(ends.scale),
         metasmoothness=seen.metasmoothness,
         direction=direction,
         findings=(),

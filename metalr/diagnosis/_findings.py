@@ -22,8 +22,8 @@ _CANCELS = 1e4
 _JUMPS = 0.1
 """Relative change of the derivative that a move of the start may not make."""
 
-_SMOOTH = 10.0
-"""Times radius and growth: relative change that curvature alone may make."""
+_PROPORTION = 5.0
+"""A hundredfold move changes a smooth derivative a hundredfold, within this factor."""
 
 _METASMOOTH = 0.5
 """A quarter of the movement turns back."""
@@ -108,19 +108,24 @@ def _explosion(d: Any, eps: float) -> Finding | None:
 
 
 def _kinks(d: Any, eps: float) -> Finding | None:
-    """The derivative jumps where the start is moved, beyond what growth explains."""
-    del eps
+    """The derivative jumps where the start is moved, not in proportion to the move."""
     whole = float(np.sum(d.growth))
-    grown = math.exp(min(max(whole, 0.0), 700.0))
-    parts = float(np.sum(np.abs(d.contributions)))
-    for radius, relative, change in _moves(d):
-        smooth = _SMOOTH * radius * grown * max(parts, abs(d.total))
-        if relative <= _JUMPS or change <= smooth:
+    moves = _moves(d)
+    if whole > _GROWN or len(moves) < len(RADII):
+        return None
+    changes = [0.0, *(change for *_, change in moves), math.inf]
+    for i, (radius, relative, change) in enumerate(moves):
+        before, after = changes[i], changes[i + 2]
+        smooth = (
+            change <= _PROPORTION * 100.0 * before or i == 0
+        ) and _PROPORTION * after >= 100.0 * change
+        if relative <= _JUMPS or change <= 100.0 * eps * d.scale or smooth:
             continue
         message = (
             f"moving the start by {radius:g} of its size changes the derivative by "
-            f"{100 * relative:.0f} %, while perturbations grow by e^{whole:.2g}: the "
-            "run has kinks, and its derivative is that of one of very many pieces"
+            f"{100 * relative:.0f} %, not in proportion to the move, while "
+            f"perturbations grow by e^{whole:.2g}: the run has kinks, and its "
+            "derivative is that of one of very many pieces"
         )
         return Finding("kinks", None, message, _SMOOTHER)
     return None

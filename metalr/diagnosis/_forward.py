@@ -40,6 +40,7 @@ class Ends(NamedTuple):
     slope: Scalar
     value: Scalar  # L_T
     total: Scalar  # its derivative along the direction
+    scale: Scalar  # the same if nothing canceled: ‖∂F/∂state‖ · ‖dstate/dη‖
 
 
 class Pass(NamedTuple):
@@ -196,10 +197,11 @@ def _ends(same: Pass, last: Carry) -> Ends:
 
     point, tangent = (floats, same.hyper), (last.own, same.direction)
     value, total = jax.jvp(outer, point, tangent)
+    scale = norm(jax.grad(outer)(*point)) * norm(last.own)
     if not isinstance(objective, Unrolled):
-        return Ends(value, total, value, total)
+        return Ends(value, total, value, total, scale)
     loss, slope = jax.jvp(inner, point, tangent)
-    return Ends(loss, slope, value, total)
+    return Ends(loss, slope, value, total, scale)
 
 
 def _normalized(leaves: list[Array], size: Scalar, fresh: list[Array]) -> list[Array]:

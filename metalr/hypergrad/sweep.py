@@ -83,7 +83,8 @@ def binomial(
         index = objective.steps - 1 - i
         return slots, _reverse(objective, prepared, state, index, cotangents)
 
-    slots = _empty(jax.eval_shape(start), min(checkpoints, objective.steps))
+    places = min(checkpoints, objective.steps)
+    slots = jax.tree.map(lambda x: jnp.broadcast_to(x, (places, *x.shape)), start())
     first = jnp.zeros((), jnp.int32)
     before_last, slots = fetch(first, slots)
     end = objective.steps - 1
@@ -132,15 +133,3 @@ def _finish(
     _, pull_back = jax.vjp(start, hyper)
     (grad,) = pull_back((hyper_bar, [x for x in bar if x is not None]))
     return HyperGradient(value, grad)
-
-
-def _empty(shapes: State, places: int) -> State:
-    """Room for so many states."""
-
-    def empty(x: Any) -> Array:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            key = jax.random.key(0, impl=jax.random.key_impl(x))
-            return jnp.broadcast_to(key, (places, *x.shape))
-        return jnp.zeros((places, *x.shape), x.dtype)
-
-    return jax.tree.map(empty, shapes)

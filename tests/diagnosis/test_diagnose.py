@@ -410,7 +410,7 @@ def rectified(activation):
         "hidden": jnp.asarray(rng.normal(size=(16, 16)) / 3.0),
         "out": jnp.asarray(rng.normal(size=(16, 3)) / 4.0),
     }
-    return metalr.Unrolled(loss, lambda h: optax.sgd(h[0], h[1]), start, steps=40)
+    return metalr.Unrolled(loss, lambda h: optax.sgd(h, 0.9), start, steps=40)
 
 
 def test_kinks_are_seen_where_no_perturbation_grows():
