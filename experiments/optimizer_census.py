@@ -165,7 +165,8 @@ def examine(name: str, rate: float, steps: int, *, plain: bool = True) -> list[R
 
     Central differences of the value, and of the reverse derivative for the second. With
     step h = ε^(1/3)·rate the error is about h² of the third derivative and ε/h of the
-    value: about 1e-8 of either, so 1e-6 separates right from wrong. `plain=False`
+    value: about 1e-8 of either, so 1e-6 separates right from wrong. A slope that is 0
+    because terms of the size of the value cancel is rounded as they are. `plain=False`
     leaves the unguarded derivatives out.
     """
     make = optimizers()[name]
@@ -177,6 +178,7 @@ def examine(name: str, rate: float, steps: int, *, plain: bool = True) -> list[R
     value, exact = derivatives(make, rates, steps, guarded=True)
     slopes = [(v[:, 2] - v[:, 1]) / (rates[2] - rates[1]) for v in (value, exact[1])]
     bits = same_bits(make, rate, steps)
+    ends = [float(v) for v in value[:, 0]]
     records = []
     for index, case in enumerate(CASES):
         guarded = [float(d[index, 0]) for d in exact]
@@ -189,10 +191,12 @@ def examine(name: str, rate: float, steps: int, *, plain: bool = True) -> list[R
                 "case": case,
                 "unguarded_finite": f"{sum(finite)} of {len(finite)}",
                 "guarded_finite": f"{int(np.isfinite(guarded).sum())} of {len(MODES)}",
-                "value": float(value[index, 0]),
+                "value": ends[index],
                 "slope": guarded[1],
-                "first_error": _error(guarded[:2], expected[:2], value[index, 0]),
-                "second_error": _error(guarded[2:], expected[2:], guarded[1]),
+                "first_error": _error(guarded[:2], expected[:2], ends[index]),
+                "second_error": _error(
+                    guarded[2:], expected[2:], max(abs(guarded[1]), abs(ends[index]))
+                ),
                 "same_bits": bits,
                 "reason": NOT_DIFFERENTIABLE.get((name, case)),
                 "unguarded": [float(d[index, 0]) for d in unguarded],

@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
 
 import metalr
 from experiments._command.config import ConfigError
 from experiments._store.locks import Busy, locked
 from metalr import Learned
 from metalr.hypergrad import Engine
+from metalr.outer.learn import joined, padded
 
 _KEPT = 3
 """Checkpoints kept: the newest, and those to fall back on where it is damaged."""
@@ -43,7 +43,7 @@ class Learn(Protocol):
 
 
 def learn_resumably(
-    objective: Callable[[Any], jax.Array],
+    objective: Callable[[Any], Any],
     hyper: Any,
     *,
     folder: Path,
@@ -52,10 +52,9 @@ def learn_resumably(
     steps: int,
     outer_optimizer: optax.GradientTransformation | metalr.Newton,
     engine: Engine = metalr.Reverse(),  # noqa: B008 (immutable)
-    log: PyTree[bool] = False,
-    rtol: float = 1e-8,
-    atol: float = 0.0,
     on_progress: Callable[[Learned], None] | None = None,
+    callback: Callable[[Learned], Any] | None = None,
+    **options: Any,
 ) -> Learned:
     """`metalr.learn`, which continues where an earlier process was stopped.
 
@@ -71,26 +70,39 @@ def learn_resumably(
         steps: the most outer steps to make, those of earlier processes included.
         outer_optimizer: how to step.
         engine: how to differentiate.
-        log: what to learn the logarithm of.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
         on_progress: called with all that is known, after each chunk and on a restart.
+        callback: as for `metalr.learn`; `steps` counts from the beginning, the history
+            from the last checkpoint. A loop that it stopped stays stopped.
+        options: every further option of `metalr.learn`: `key`, `log`, `project`,
+            `rtol`, `atol`, `history`, `keep`, `callback_every`.
 
     Returns:
         What `metalr.learn` returns.
     """
+    answers: list[Any] = []
+
+    def watched(known: Learned) -> Any:
+        assert callback is not None
+        answers.append(callback(known._replace(steps=known.state.step)))
+        return answers[-1]
+
     learn = functools.partial(
         metalr.learn,
         objective,
         outer_optimizer=outer_optimizer,
         engine=engine,
-        log=log,
-        rtol=rtol,
-        atol=atol,
+        callback=callback and watched,
+        **options,
     )
     learned: Any = None
     for learned in in_chunks(
-        learn, hyper, folder=folder, every=every, fingerprint=fingerprint, steps=steps
+        learn,
+        hyper,
+        folder=folder,
+        every=every,
+        fingerprint=fingerprint,
+        steps=steps,
+        halted=lambda: answers[-1:] == [True],
     ):
         if on_progress is not None:
             on_progress(learned)
@@ -105,6 +117,7 @@ def in_chunks(
     every: int,
     fingerprint: str,
     steps: int,
+    halted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Learned]:
     """All that is known after each chunk of a loop that continues after a kill.
 
@@ -120,6 +133,7 @@ def in_chunks(
         every: outer steps in a chunk.
         fingerprint: names the problem and the code: whatever changes the result.
         steps: the most outer steps to make, those of earlier processes included.
+        halted: whether to stop after this chunk, for good.
 
     Yields:
         `learn(hyper, steps=steps)` as far as it is known: `steps` made, and a history
@@ -142,39 +156,19 @@ def in_chunks(
             )
             raise ConfigError(msg)
         if learned:
-            yield _padded(learned, steps)
+            yield padded(learned, steps)
         damaged = [step for step in _steps(folder) if not learned or step > made]
         while not learned or (made < steps and not stopped):
             asked = min(every, steps - made)
             onward = {"state": learned.state} if learned else {}
             chunk = learn(learned.hyper if learned else hyper, steps=asked, **onward)
-            stopped = int(chunk.steps) < asked
-            learned = _joined(learned, chunk)
+            stopped = int(chunk.steps) < asked or halted()
+            learned = joined(learned, chunk)
             made = int(learned.steps)
             while damaged:  # not before there is something to take their place
                 _file(folder, damaged.pop()).unlink(missing_ok=True)
             _save(learned, folder, fingerprint=fingerprint, stopped=stopped)
-            yield _padded(learned, steps)
-
-
-def _joined(before: Learned | None, chunk: Learned) -> Learned:
-    """One loop out of two; its history has no row that was not made."""
-    made = int(chunk.steps)
-    history = jax.tree.map(lambda rows: rows[: made + 1], chunk.history)
-    if before is None:
-        return chunk._replace(history=history)
-    history = jax.tree.map(
-        lambda old, new: jnp.concatenate([old, new[1:]]), before.history, history
-    )
-    return chunk._replace(history=history, steps=before.steps + chunk.steps)
-
-
-def _padded(learned: Learned, steps: int) -> Learned:
-    def pad(rows: jax.Array) -> jax.Array:
-        missing = (steps + 1 - rows.shape[0], *rows.shape[1:])
-        return jnp.concatenate([rows, jnp.full(missing, jnp.nan, rows.dtype)])
-
-    return learned._replace(history=jax.tree.map(pad, learned.history))
+            yield padded(learned, steps)
 
 
 @contextmanager

@@ -36,10 +36,10 @@ from experiments._settings.data import (
     RegressionConfig,
     load_regression,
 )
-from experiments._tuned_rate import optima
 from experiments._tuned_rate.figures import agreement, horizons
-from experiments._tuned_rate.optima import Problem
 from metalr.problems import least_squares
+from metalr.theory import runs as theory
+from metalr.theory.global_rates import Local, Optimum
 
 BATCHED = ("seed", "start", "momentum", "weight_scale", "noise")
 """Fields that are numbers in the same traced program."""
@@ -142,6 +142,14 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
     if not compared:
         return {}
     return {"agreement": agreement(compared), "horizons": horizons(compared)}
+
+
+class Problem(NamedTuple):
+    """A regression, and the closed form of runs on it."""
+
+    X: np.ndarray
+    t: np.ndarray  # before any noise
+    runs: theory.On
 
 
 class _Lane(NamedTuple):
@@ -258,7 +266,7 @@ def _load(data: Any, seed: int, dtype: str, stamp: int | None) -> Problem:
     # Also where a driver asks for `point_bytes` only, outside of any run.
     with jax.enable_x64(dtype == "float64"):
         X, t, _ = load_regression(data, seed=seed, dtype=dtype)
-    return Problem.of(X, t)
+    return Problem(np.asarray(X), np.asarray(t), theory.on(np.asarray(X)))
 
 
 def _lane(config: Config, problem: Problem) -> _Lane:
@@ -278,9 +286,9 @@ def _stack(lanes: Sequence[Any]) -> Any:
 class _Closed(NamedTuple):
     """What the closed form says; leading axis: the points."""
 
-    optimum: optima.Optimum
-    there: optima.Local  # at the optimum
-    learned: optima.Local  # at the learned rate
+    optimum: Optimum
+    there: Local  # at the optimum
+    learned: Local  # at the learned rate
 
 
 def _closed(
@@ -290,13 +298,11 @@ def _closed(
         return None
     runs = problem.runs(lanes.t, lanes.w0)
     if config.optimizer == "sgd":
-        optimum = optima.gradient_descent(runs, config.steps)
+        optimum = runs.optimal_rates(config.steps)
     else:
-        optimum = optima.with_momentum(
-            problem, runs, config.optimizer, lanes.momentum, config.steps
-        )
+        optimum = runs.momentum_optima(config.optimizer, lanes.momentum, config.steps)
     there, learned = (
-        optima.at(runs, config.optimizer, rates, lanes.momentum, config.steps)
+        runs.at(config.optimizer, rates, lanes.momentum, config.steps)
         for rates in (optimum.rate.astype(config.dtype), found.rate)
     )
     return _Closed(optimum, there, learned)

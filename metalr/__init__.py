@@ -43,10 +43,11 @@ from .optimizers.per_step import per_step as per_step
 from .outer.learn import (
     Learned as Learned,
     LearnState as LearnState,
-    Newton as Newton,
     learn as learn,
 )
+from .outer.newton import Newton as Newton
 from .outer.online import Online as Online, online as online
+from .outer.reparametrized import reparametrized as reparametrized
 from .runs.rollout import Rollout as Rollout
 from .runs.run import Run as Run
 from .runs.unrolled import Unrolled as Unrolled

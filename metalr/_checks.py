@@ -107,6 +107,27 @@ def positive_int(value: Any, name: str) -> int | None:
     return int_at_least(value, name, 1, note=", or None")
 
 
+def random_key(key: Any) -> Any:
+    """A typed key of an int seed, a typed key, or an old-style key.
+
+    Raises:
+        ValueError: if it is none of them, or several.
+    """
+    if isinstance(key, bool) or not (isinstance(key, int) or hasattr(key, "dtype")):
+        typed = None
+    elif isinstance(key, int):
+        typed = jax.random.key(key)
+    elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        typed = key
+    else:
+        old = key.dtype == jnp.uint32 and key.ndim == 1
+        typed = jax.random.wrap_key_data(key) if old else None
+    if typed is None or typed.shape != ():
+        msg = f"key = {key!r} must be one random key, jax.random.key(0), or an int seed"
+        raise ValueError(msg)
+    return typed
+
+
 def expand_prefix(prefix: PyTree, tree: PyTree, name: str) -> PyTree:
     """One array for each leaf of `tree`, of its shape and dtype, made from a prefix.
 

@@ -265,6 +265,43 @@ def test_steps_and_rate_are_those_of_a_geometric_sequence():
     assert int(limit(X, t, SGD, rtol=0.0, max_steps=7).steps) == 7
 
 
+def test_the_rate_is_over_the_last_half_of_the_run_not_its_last_step():
+    """A heavy ball oscillates: no single step has the rate √α of many."""
+    X, t = jnp.array([[1.0, 2.0]]), jnp.array([3.0])
+    optimizer = optax.sgd(0.05, momentum=0.81)
+    found = limit(X, t, optimizer, rtol=1e-8)
+    steps = int(found.steps)
+    iterates = path(X, t, optimizer, steps=steps)
+    sizes = np.abs(iterates @ X[0] - t[0])
+    since = 2 ** (int(np.log2(steps)) - 1)  # of the two last powers of two, the first
+    expected = (sizes[steps] / sizes[since]) ** (1 / (steps - since))
+    close(found.rate, expected, 1e-10)
+    assert abs(expected - 0.9) < 0.05 < abs(sizes[steps] / sizes[steps - 1] - 0.9)
+
+
+def test_a_residual_above_a_few_roundings_is_not_taken_for_zero():
+    X, t = jnp.array([[1.0, 2.0]]), jnp.array([3.0])
+    found = limit(X, t, optax.sgd(0.001), rtol=1e-13)  # small steps: at rest long ago
+    assert found.converged
+    assert 0.9e-13 < found.residual <= 1e-13
+    exact = limit(X, t, optax.sgd(0.05), rtol=0.0)
+    assert exact.residual <= 8 * np.finfo(float).eps
+
+
+def test_one_row_at_a_time_counts_updates_not_epochs():
+    """Orthonormal rows: an epoch halves every residual."""
+    X, t = jnp.eye(3), jnp.arange(1.0, 4.0)
+    found = limit(X, t, optax.sgd(0.25), rows="cyclic", rtol=1e-6)
+    assert found.converged
+    assert int(found.steps) == 3 * 20
+    close(found.rate, 0.5 ** (1 / 3), 1e-10)
+    close(found.residual, 2.0**-20, 1e-8)
+    cut = limit(X, t, optax.sgd(0.25), rows="cyclic", rtol=0.0, max_steps=7)
+    assert int(cut.steps) == 9
+    epochs = path(X, t, optax.sgd(0.25), rows="cyclic", steps=3)
+    close(cut.params, epochs[-1], 1e-15)
+
+
 def test_limit_is_batched_over_starts(key):
     X, t, w0 = problem(key)
     starts = jnp.stack([w0, 2.0 * w0])

@@ -23,12 +23,15 @@ from experiments._report.inline_svg import inline
 from experiments._report.publish import facts
 from experiments._report.records import CONFIGS, Kept, read_all
 from experiments._report.run_section import run_section
-from experiments._report.sections import Picture, Section, Table, question
+from experiments._report.sections import Picture, Section, Table, question, summary
 from experiments._report.sweep_sections import sweep_sections
 from experiments._store.results import as_csv
 
-MAX_ROWS = 200
-"""Rows shown at once; the rest of a longer table is folded."""
+MAX_ROWS = 60
+"""A longer table is shown as its summary; its rows are folded."""
+
+MAX_TEXT = 120
+"""Characters of a text in a cell; the whole is shown on hovering."""
 
 MAX_FIGURES = 4
 """Figures of a section shown at once; further ones are folded."""
@@ -108,6 +111,7 @@ def render(found: Sequence[Section]) -> str:
         sections=found,
         columns=columns,
         row=row,
+        summary=summary,
         csv=_csv,
         file_name=_file_name,
         figure=_figure,
@@ -190,7 +194,8 @@ def _sections(source: Path) -> list[Section]:
 def _cell(value: Any) -> Cell:
     text = cell(value)
     if not is_number(value):
-        return Cell(text, "", "")
+        short = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+        return Cell(short, "" if short == text else text, "")
     exact = repr(value)
     number = exact.replace("inf", "Infinity").replace("nan", "NaN")
     whole = text == exact or float(text) == value

@@ -1,12 +1,16 @@
 """What a report shows: sections of tables, figures and failures."""
 
 import json
+import math
 import shlex
+import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from experiments._command.config import dotted
 from experiments._command.registry import questions
+from experiments._command.tables import cell, is_number, shown
 
 
 class Table(NamedTuple):
@@ -14,6 +18,41 @@ class Table(NamedTuple):
 
     title: str
     rows: list[dict[str, Any]]
+
+
+def summary(table: Table) -> Table:
+    """Each column in a row: its range and median, or how often it has which value."""
+    rows = [
+        {"column": name} | _summarized([row.get(name) for row in table.rows])
+        for name in shown(table.rows)
+    ]
+    return Table(f"{table.title}, summarized", rows)
+
+
+def _summarized(values: list[Any]) -> dict[str, Any]:
+    present = [value for value in values if value is not None]
+    counts = Counter(cell(value) for value in present)
+    common = [f"{text} ({count})" for text, count in counts.most_common(_COMMON)]
+    more = len(counts) - _COMMON
+    found: dict[str, Any] = {"least": None, "median": None, "greatest": None}
+    if present and all(map(is_number, present)):
+        finite = sorted(value for value in present if math.isfinite(value))
+        if finite:
+            found["least"], found["greatest"] = finite[0], finite[-1]
+            found["median"] = statistics.median(finite)
+        if len(finite) < len(present):
+            counts = Counter(cell(v) for v in present if not math.isfinite(v))
+            common = [f"{text} ({count})" for text, count in counts.items()]
+            more = 0
+        elif len(counts) > _COMMON:
+            common, more = [f"{len(counts)} different"], 0
+    found["values"] = ", ".join(common) + (f", … {more} more" if more > 0 else "")
+    found["missing"] = len(values) - len(present)
+    return found
+
+
+_COMMON = 6
+"""Values named in a summary."""
 
 
 class Picture(NamedTuple):

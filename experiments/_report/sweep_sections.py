@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -22,6 +22,9 @@ from experiments._store.store import latest, read, read_meta
 
 MAX_GROUPS = 12
 """Figures are drawn for so many parts of a sweep; the tables show all of it."""
+
+_Pair: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
+"""What is shown of a record, and the record."""
 
 _STATUSES = ("finished", "failed", "timed_out")
 
@@ -64,7 +67,9 @@ def _sweep(
         | {"attempts": row.attempts, "finished at": row.finished_at}
         for row in rows
     ]
-    pairs = ((_merged(row, varying, r), r) for row in rows for r in row.records)
+    pairs = _without_repetition(
+        [(_merged(row, varying, r), r) for row in rows for r in row.records]
+    )
     bad = [row for row in rows if row.status != "finished"]
     return Section(
         title=name,
@@ -117,6 +122,17 @@ def _merged(row: Row, varying: Sequence[str], record: dict) -> dict[str, Any]:
     axes = _axes(row, varying)
     named = {f"record.{n}" if n in axes else n: v for n, v in record.items()}
     return axes | named
+
+
+def _without_repetition(pairs: Sequence[_Pair]) -> Sequence[_Pair]:
+    """`record.NAME` goes where it says in every row what NAME says."""
+    names = dict.fromkeys(name for row, _ in pairs for name in row)
+    for name in [name for name in names if name.startswith("record.")]:
+        short = name.removeprefix("record.")
+        if all(row[name] == row[short] for row, _ in pairs if name in row):
+            for row, _ in pairs:
+                row.pop(name, None)
+    return pairs
 
 
 def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import math
 import os
 import re
 import sys
@@ -11,10 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from experiments._command import strict_json, tables
 from experiments._command.config import ConfigError, parse
 from experiments._store.rows import arrays, entries
 from experiments._store.store import latest, read
@@ -23,6 +18,9 @@ from experiments._sweep.conditions import Comparisons, holds
 Entry: TypeAlias = Mapping[str, Any]
 
 _OPERATORS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "!=": "ne"}
+
+_NO_LIMIT = 10**6
+"""Columns of a table in a file."""
 
 FORMATS = ("table", "csv", "json", "parquet")
 
@@ -63,9 +61,11 @@ def render(found: Sequence[Entry], form: str, out: Path | None) -> None:
             raise ConfigError(msg)
         _write(out, _parquet(found))
     elif out is not None:
-        _write(out, _TEXTS[form](found).encode(errors="backslashreplace"))
+        text = _table(found, _NO_LIMIT) if form == "table" else _TEXTS[form](found)
+        _write(out, text.encode(errors="backslashreplace"))
     else:
-        sys.stdout.write(_TEXTS[form](found))
+        text = _TEXTS[form](found)
+        sys.stdout.write(tables.printable(text) if sys.stdout.isatty() else text)
 
 
 def _condition(text: str) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def _condition(text: str) -> dict[str, Any]:
         msg = f"--where {text!r}: write KEY=VALUE, or one of != < <= > >= for the ="
         raise ConfigError(msg)
     name, sign, value = match[1].strip(), match[2], parse(match[3], text)
-    if sign == "=":
-        return {name: value}
+    if sign == "=":  # a table shows true as yes
+        return {name: [value, value == "yes"] if value in ("yes", "no") else value}
     try:
         return {name: Comparisons(**{_OPERATORS[sign]: value})}
     except ValueError as error:
@@ -83,28 +83,18 @@ def _condition(text: str) -> dict[str, Any]:
         raise ConfigError(msg) from error
 
 
-def _table(found: Sequence[Entry]) -> str:
+def _table(found: Sequence[Entry], width: int | None = None) -> str:
     """Numbers and short texts; what is the same everywhere is said once, below."""
     if not found:
         return "0 results\n"
-    names = [name for name in _names(found) if name not in _LONG]
-    shown = [n for n in names if not any(_nested(e.get(n)) for e in found)]
-    same = [n for n in shown if n != "status" and _constant(found, n)]
-    table = Table(title=f"{len(found)} results")
-    varying = [name for name in shown if name not in same]
-    for name in varying:
-        right = isinstance(found[0].get(name), int | float)
-        table.add_column(Text(name), justify="right" if right else "left")
-    for entry in found:
-        table.add_row(*(Text(_cell(entry.get(name))) for name in varying))
-    target = io.StringIO()
-    width = None if sys.stdout.isatty() else max(140, 14 * len(varying))
-    console = Console(file=target, width=width)
-    console.print(table)
-    pairs = [f"{name} = {_cell(found[0].get(name))}" for name in same]
-    if pairs:
-        console.print(Text("Everywhere: " + ", ".join(pairs)))
-    return target.getvalue()
+    names = [name for name in tables.shown(found) if name not in _LONG]
+    same = [n for n in names if n != "status" and _constant(found, n)]
+    varying = [name for name in names if name not in same]
+    whole = "--format csv has all fields"
+    title = f"{len(found)} results"
+    text = tables.render(title, found, whole=whole, names=varying, width=width)
+    pairs = [f"{name} = {tables.cell(found[0].get(name))}" for name in same]
+    return text + (f"Everywhere: {', '.join(pairs)}\n" if pairs else "")
 
 
 _LONG = {"key", "experiment", "finished_at", "code_version", "error"}
@@ -126,7 +116,7 @@ def as_csv(found: Sequence[Entry]) -> str:
 
 def _json(found: Sequence[Entry]) -> str:
     """Strict JSON: what is not finite is the text "NaN", "Infinity" or "-Infinity"."""
-    return json.dumps([_strict(dict(e)) for e in found], indent=1) + "\n"
+    return strict_json.dumps(list(found), indent=1) + "\n"
 
 
 _TEXTS: dict[str, Callable[[Sequence[Entry]], str]] = {
@@ -166,23 +156,7 @@ def _flat(value: Any) -> Any:
     """Lists and mappings as JSON; a column of anything but numbers is text."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(_strict(value)) if _nested(value) else str(value)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _strict(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_strict(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
-    return value
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.7g}"
-    return "" if value is None else str(value)
+    return strict_json.dumps(value) if _nested(value) else str(value)
 
 
 def _write(path: Path, content: bytes) -> None:

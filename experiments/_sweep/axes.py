@@ -32,13 +32,12 @@ from pydantic import (
     Discriminator,
     Field,
     FiniteFloat,
-    NonNegativeInt,
     PositiveInt,
     Tag,
     model_validator,
 )
 
-from experiments._command.config import ConfigError, Model
+from experiments._command.config import ConfigError, Model, dotted
 from experiments._sweep.conditions import Condition
 
 MAX_POINTS = 1_000_000
@@ -173,7 +172,7 @@ class Random(Model):
     """Samples: each draws all its axes."""
 
     samples: PositiveInt
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     axes: Annotated[dict[str, RandomAxis], Field(min_length=1)]
 
     def drawn(self) -> list[dict[str, Any]]:
@@ -248,15 +247,9 @@ def flatten(section: Any) -> Any:
     """
     if not isinstance(section, Mapping) or not isinstance(section.get("axes"), Mapping):
         return section
-    return {**section, "axes": dict(_flat(section["axes"]))}
-
-
-def _flat(axes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, axis in axes.items():
-        if isinstance(axis, Mapping) and axis and not axis.keys() & _KINDS:
-            yield from _flat(axis, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", axis
+    whole = lambda axis: not axis or bool(axis.keys() & _KINDS)
+    axes = dotted(section["axes"], whole=whole)
+    return {**section, "axes": axes}
 
 
 def values(axis: Any) -> list[Any]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from experiments._command import tables
 from experiments._command.config import dotted
 from experiments._command.paths import inside
 from experiments._command.progress import sweep_progress
+from experiments._command.streams import say
 from experiments._store.rows import Row
 from experiments._store.store import read, writing
 from experiments._sweep.batches import Point, batches
@@ -87,20 +87,18 @@ def preview(plan: Plan, path: Path) -> None:
     known = {row.key: row.status for row in stored}
     verbs = {"finished": "skip", "failed": "retry", "timed_out": "retry"}
     varied = plan.sections.sweep.names()
-    table = Table(title=f"{short_name(plan.module)}: {len(plan.points)} points")
-    for name in ("", *varied):
-        table.add_column(Text(name))
     actions: Counter[str] = Counter()
+    shown = []
     for point in plan.points:
         action = verbs.get(known.get(point.key, ""), "run")
         actions[action] += 1
-        table.add_row(action, *(_value(point.content, name) for name in varied))
-    wide = Console(width=None if sys.stdout.isatty() else 140)
-    wide.print(table)
-    wide.print(_summary(plan, actions), highlight=False)
+        shown.append({"": action} | _values(point.content, varied))
+    title = f"{short_name(plan.module)}: {len(plan.points)} points"
+    say(tables.render(title, shown, whole=f"they are in {path} when computed"))
+    say(_summary(plan, actions))
     old = sum(row.provenance.get("code_version") != plan.code for row in stored)
     if old:
-        wide.print(f"{old} results of other versions of the code stay in {path}")
+        say(f"{old} results of other versions of the code stay in {path}")
 
 
 def _summary(plan: Plan, actions: Mapping[str, int]) -> str:
@@ -175,19 +173,20 @@ def _show(failures: Sequence[Row], plan: Plan) -> None:
     if not failures:
         return
     varied = plan.sections.sweep.names()
-    table = Table(title=f"{len(failures)} points failed")
-    for name in ("status", *varied, "why"):
-        table.add_column(Text(name))
-    for row in failures[:_SHOWN]:
-        why = (row.error or "").strip().rpartition("\n")[2]
-        fields = (_value(row.config, name) for name in varied)
-        table.add_row(row.status, *fields, Text(why))
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
-    console.print(table)
+    shown = [
+        {"status": row.status}
+        | {"why": (row.error or "").strip().rpartition("\n")[2]}
+        | _values(row.config, varied)
+        for row in failures[:_SHOWN]
+    ]
+    title = f"{len(failures)} points failed"
+    say(tables.render(title, shown, whole="see `results`"), error=True)
     if len(failures) > _SHOWN:
-        console.print(f"… and {len(failures) - _SHOWN} more: see `results`")
+        say(f"… and {len(failures) - _SHOWN} more: see `results`", error=True)
 
 
-def _value(content: dict[str, Any], name: str) -> Text:
-    value = (content | dotted(content)).get(name, "")
-    return Text(f"{value:.6g}" if isinstance(value, float) else str(value))
+def _values(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The fields that vary; a list or a mapping as text."""
+    flat = content | dotted(content)
+    found = {name: flat.get(name, "") for name in names}
+    return {n: str(v) if isinstance(v, list | dict) else v for n, v in found.items()}

@@ -10,7 +10,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .._checks import expand_prefix, int_at_least, path_name, positive_int
+from .._checks import (
+    expand_prefix,
+    int_at_least,
+    path_name,
+    positive_int,
+    random_key,
+)
 from .._types import Hyper, Objective, Scalar
 from ..runs.run import Run, whole
 from ._engine import run_of
@@ -46,7 +52,7 @@ class Smoothing:
         Raises:
             ValueError: for an option that is out of range or of the wrong kind.
         """
-        object.__setattr__(self, "key", _typed(self.key))
+        object.__setattr__(self, "key", random_key(self.key))
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.sigma):
             _positive(path_name("sigma", path), leaf)
         if not jax.tree.leaves(self.sigma):
@@ -156,23 +162,6 @@ def _standard_error(samples: Array, pairs: int) -> Array:
     if pairs == 1:
         return jnp.full_like(samples[0], jnp.nan)
     return jnp.std(samples, axis=0, ddof=1) / math.sqrt(pairs)
-
-
-def _typed(key: Any) -> Any:
-    """A typed key of an int seed, a typed key, or an old-style key."""
-    if isinstance(key, bool) or not (isinstance(key, int) or hasattr(key, "dtype")):
-        typed = None
-    elif isinstance(key, int):
-        typed = jax.random.key(key)
-    elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        typed = key
-    else:
-        old = key.dtype == jnp.uint32 and key.ndim == 1
-        typed = jax.random.wrap_key_data(key) if old else None
-    if typed is None or typed.shape != ():
-        msg = f"key = {key!r} must be one random key, jax.random.key(0), or an int seed"
-        raise ValueError(msg)
-    return typed
 
 
 def _words(key: Any) -> tuple[int, ...]:

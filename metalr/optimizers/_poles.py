@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+from ._bounds import ANY, Bounds, of_equation
+
 Apply: TypeAlias = Callable[..., Any]
 
 guarded_p = Primitive("guarded")
@@ -70,32 +72,77 @@ _PARTIALS: dict[str, tuple[Apply, ...]] = {
     "log": (lambda x: 1.0 / x,),
     "mul": (lambda _, b: b, lambda a, _: a),
     "rsqrt": (lambda x: -0.5 * jax.lax.rsqrt(x) / x,),
-    "sqrt": (lambda x: 0.5 / jnp.sqrt(x),),
 }
 """Those for which JAX's own would overflow early (-a/b²) or is longer."""
 
 
-def has_pole(eqn: JaxprEqn) -> bool:
-    """Whether the derivative of this equation may be infinite at finite operands."""
+_NAN_OF_NAN = frozenset({"log", "rsqrt", "sqrt"})
+"""Those with a derivative that, at operands ≥ 0, is nan at nan only."""
+
+
+def has_pole(eqn: JaxprEqn, operands: Sequence[Bounds]) -> bool:
+    """Whether the derivative of this equation may be infinite at finite operands.
+
+    Args:
+        eqn: the equation.
+        operands: the numbers between which its operands lie.
+    """
     name = eqn.primitive.name
     if name == "integer_pow":
-        return eqn.params["y"] < 0
+        power = eqn.params["y"]
+        return power < 0 and not _away(operands[0], eqn, 2 - power)
     if name not in _POLES or not _is_float(eqn.outvars[0]):
         return False
-    if name == "div" and isinstance(eqn.invars[1], Literal):
-        return bool(eqn.invars[1].val == 0)
-    return True
+    if name == "div":
+        divisor = eqn.invars[1]
+        if isinstance(divisor, Literal):
+            return bool(divisor.val == 0)
+        return not _away(operands[1], eqn)
+    if name in {"cbrt", "log", "pow", "rsqrt", "sqrt"}:
+        return not (operands[0].low > 0.0 and _away(operands[0], eqn))
+    return not (name == "log1p" and operands[0].low > -0.5)
 
 
-def may_be_infinite(eqn: JaxprEqn, operands: Sequence[bool]) -> bool:
-    """Whether the result may be inf or nan, given which operands may be."""
+def _away(x: Bounds, eqn: JaxprEqn, power: int = 2) -> bool:
+    """Whether x is so far from 0 that x**-power does not overflow."""
+    output: Any = eqn.outvars[0]
+    smallest = float(jnp.finfo(output.aval.dtype).tiny) ** (1.0 / power)
+    return x.low >= smallest or x.high <= -smallest
+
+
+def needs_guard(
+    eqn: JaxprEqn, infinite: Sequence[bool], bounds: Sequence[Bounds]
+) -> bool:
+    """Whether a derivative of this equation may be inf or nan.
+
+    Args:
+        eqn: the equation.
+        infinite: which operands come from a pole, and may be inf or nan.
+        bounds: the numbers between which they lie.
+    """
+    factors = eqn.primitive.name == "mul" or has_pole(eqn, [ANY] * len(bounds))
+    return has_pole(eqn, bounds) or (factors and any(infinite))
+
+
+def may_be_infinite(
+    eqn: JaxprEqn, infinite: Sequence[bool], bounds: Sequence[Bounds]
+) -> bool:
+    """Whether the result may be inf or nan: by its own pole, or handed on."""
     if eqn.primitive is guarded_p:
         eqn = eqn.params["jaxpr"].jaxpr.eqns[0]
-    return has_pole(eqn) or (eqn.primitive.name in _CARRIES and any(operands))
+    if eqn.primitive.name == "cbrt" or (_is_root(eqn) and bounds[0].low >= 0.0):
+        return any(infinite)  # 0 where its derivative is infinite
+    return needs_guard(eqn, infinite, bounds) or (
+        eqn.primitive.name in _CARRIES and any(infinite)
+    )
 
 
 def guarded_call(
-    eqn: JaxprEqn, operands: Sequence[Any], infinite: tuple[bool, ...], guard: Apply
+    eqn: JaxprEqn,
+    operands: Sequence[Any],
+    infinite: Sequence[bool],
+    bounds: Sequence[Bounds],
+    guard: Apply,
 ) -> Any:
     """The primitive of `eqn`, guarded.
 
@@ -103,11 +150,13 @@ def guarded_call(
         eqn: gives primitive and parameters.
         operands: its operands.
         infinite: which of them come from a pole.
-        guard: makes a function run guarded (`_guarded.guarded`).
+        bounds: the numbers between which they lie.
+        guard: makes a function run guarded (`_rewrite.guarded`).
     """
     bind = lambda *operands: eqn.primitive.bind(*operands, **eqn.params)
     jaxpr = jax.make_jaxpr(bind)(*operands)
-    return guarded_p.bind(*operands, jaxpr=jaxpr, infinite=infinite, guard=guard)
+    known = {"infinite": tuple(infinite), "bounds": tuple(bounds)}
+    return guarded_p.bind(*operands, jaxpr=jaxpr, guard=guard, **known)
 
 
 def linear_call(eqn: JaxprEqn, operands: Sequence[Any], direction: int) -> Any:
@@ -132,27 +181,39 @@ def _compute(*operands: Any, jaxpr: ClosedJaxpr, **_: Any) -> Any:
 def _jvp(
     operands: Sequence[Any], tangents: Sequence[Any], **params: Any
 ) -> tuple[Any, Any]:
+    out = guarded_p.bind(*operands, **params)
     parts = [
-        _masked_partial(index, operands, **params) * tangent
+        _masked_partial(index, operands, out, **params) * tangent
         for index, tangent in enumerate(tangents)
         if type(tangent) is not ad.Zero
     ]
-    return guarded_p.bind(*operands, **params), sum(parts[1:], parts[0])
+    return out, sum(parts[1:], parts[0])
 
 
 def _masked_partial(
     index: int,
     operands: Sequence[Any],
+    out: Any,
     *,
     jaxpr: ClosedJaxpr,
     infinite: tuple[bool, ...],
+    bounds: tuple[Bounds, ...],
     guard: Apply,
 ) -> Any:
     """The derivative in one operand, elementwise; 0 where it is not usable."""
     (eqn,) = jaxpr.jaxpr.eqns
-    formulas = _PARTIALS.get(eqn.primitive.name)
-    partial = formulas[index] if formulas else _partial_by_jax(jaxpr, index)
-    factor = guard(partial, infinite)(*operands)
+    name = eqn.primitive.name
+    if _is_root(eqn):  # of the root that is there: XLA keeps one array, not two
+        found = of_equation(eqn, list(bounds))
+        marks = (may_be_infinite(eqn, infinite, bounds),)
+        factor = guard(lambda root: 0.5 / root, marks, found)(out)
+    else:
+        formulas = _PARTIALS.get(name)
+        partial = formulas[index] if formulas else _partial_by_jax(jaxpr, index)
+        factor = guard(partial, infinite, bounds)(*operands)
+    if name in _NAN_OF_NAN and bounds[0].low >= 0.0 and not infinite[0]:
+        # As below, but of the factor alone, so that no operand is kept for it.
+        return jax.lax.select(jnp.isinf(factor), jnp.zeros_like(factor), factor)
     usable = jnp.isfinite(factor)
     for atom, operand, pole in zip(eqn.invars, operands, infinite, strict=True):
         # The nan of a diverged run is kept; 0/0, to be selected away, is not.
@@ -179,10 +240,16 @@ def _batch(
     *,
     jaxpr: ClosedJaxpr,
     infinite: tuple[bool, ...],
+    bounds: tuple[Bounds, ...],
     guard: Apply,
 ) -> tuple[Any, int]:
     function = lambda *operands: jaxpr_as_fun(jaxpr)(*operands)[0]
-    return guard(jax.vmap(function, tuple(axes)), infinite)(*operands), 0
+    mapped = guard(jax.vmap(function, tuple(axes)), infinite, bounds)
+    return mapped(*operands), 0
+
+
+def _is_root(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name == "sqrt"
 
 
 def _is_float(atom: Any) -> bool:

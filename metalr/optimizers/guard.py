@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr
 
-from ._rewrite import guarded
+from ._bounds import ANY, Bounds, bounds, invariant
+from ._rewrite import Facts, evaluate, offends
 from .per_step import PerStep
 from .update import Standard, is_transformation, standard
 
@@ -99,27 +101,68 @@ def _transformation(optimizer: Any) -> Guarded:
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         call = lambda args, extra: inner.update(*args, **extra)
-        return _of_arrays(call)((updates, state, params), extra_args)
+        known = lambda program: _known(inner, program, updates, state, params)
+        return _guarded(call, ((updates, state, params), extra_args), known)
 
-    return Guarded(_of_arrays(inner.init), update)
+    def init(params: optax.Params) -> optax.OptState:
+        return _guarded(inner.init, (params,), _nothing_known)
+
+    return Guarded(init, update)
 
 
-def _of_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Guarded in the arrays among the arguments; the rest is passed on."""
+def _guarded(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    known: Callable[[ClosedJaxpr], list[Bounds]],
+) -> Any:
+    """`function(*arguments)`, guarded in the arrays; the rest is passed on."""
+    run, arrays = _of_arrays(function, arguments)
+    program, shape = jax.make_jaxpr(run, return_shape=True)(arrays)
+    for bounds_of in (_nothing_known, known):  # the cheap question first
+        found = bounds_of(program)
+        if not offends(program, found):
+            return run(arrays)
+    out = evaluate(program, arrays, [Facts(bounds=b) for b in found])
+    return jax.tree.unflatten(jax.tree.structure(shape), out)
 
-    def run(*arguments: Any) -> Any:
-        leaves, structure = jax.tree.flatten(arguments)
-        places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
 
-        def of_arrays(arrays: list[Any]) -> Any:
-            full = list(leaves)
-            for place, array in zip(places, arrays, strict=True):
-                full[place] = array
-            return function(*jax.tree.unflatten(structure, full))
+def _of_arrays(
+    function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Callable[[list[Any]], Any], list[Any]]:
+    """The call as a function of the arrays among its arguments, and these."""
+    leaves, structure = jax.tree.flatten(arguments)
+    places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
 
-        return guarded(of_arrays)([leaves[place] for place in places])
+    def run(arrays: list[Any]) -> Any:
+        full = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            full[place] = array
+        return function(*jax.tree.unflatten(structure, full))
 
-    return run
+    return run, [leaves[place] for place in places]
+
+
+def _known(
+    inner: Any, update: ClosedJaxpr, updates: Any, state: Any, params: Any
+) -> list[Bounds]:
+    """Bounds of an update's inputs: of its state, those that hold from `init` on."""
+    nothing = _nothing_known(update)
+    arrays = [sum(map(_is_array, jax.tree.leaves(x))) for x in (updates, state)]
+    count = len(jax.tree.leaves(state))
+    if params is None or arrays[1] != count:
+        return nothing
+    run, of_params = _of_arrays(inner.init, (params,))
+    start = jax.make_jaxpr(run)(of_params)
+    if len(start.out_avals) != count:  # a state of the user's own
+        return nothing
+    first, last = arrays[0], arrays[0] + count
+    inputs = lambda known: [*nothing[:first], *known, *nothing[last:]]
+    step = lambda known: bounds(update, inputs(known))[-count:] if count else []
+    return inputs(invariant(bounds(start, _nothing_known(start)), step))
+
+
+def _nothing_known(program: ClosedJaxpr) -> list[Bounds]:
+    return [ANY] * len(program.in_avals)
 
 
 def _is_array(leaf: Any) -> bool:

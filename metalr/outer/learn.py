@@ -1,8 +1,8 @@
 """The outer loop: hyperparameters learned by their hypergradient."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,15 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._checks import float_leaves, path_name
+from .._checks import random_key
 from .._programs.compiled import compiled
-from .._types import Hyper, Objective, Scalar, ScalarLike
+from .._types import Hyper, Objective, Scalar
 from ..hypergrad import Engine, Reverse
-from ..hypergrad.hypergradient import as_pytree, hypergradient
-from . import rules as outer
-from .rules import Newton, Point, Rule
+from ..hypergrad.hypergradient import as_pytree
+from . import _arguments as arguments
+from .measures import Problem, exponential, logarithm, measures
+from .newton import Newton, newton
+from .rules import Measures, Point, Rule, finite, gradient
 
 _REVERSE = Reverse()
 
@@ -24,19 +26,17 @@ _REVERSE = Reverse()
 class History(NamedTuple):
     """One row for the start and for each outer step; nan after the loop stopped."""
 
-    hyper: Hyper  # each leaf with a leading axis of length steps + 1
+    hyper: Hyper  # each leaf with a leading axis of length steps + 1; None if "scalars"
     value: Float[Array, "*batch rows"]
-    grad_norm: Float[Array, "*batch rows"]  # in the outer variables (log η if log)
+    grad_norm: Float[Array, "*batch rows"]  # in the outer variables; projected
+    lost: Float[Array, "*batch rows"]  # tasks left out: not finite
 
 
-class _Problem(NamedTuple):
-    objective: Any
-    engine: Any
+class Best(NamedTuple):
+    """The point of the smallest value so far."""
 
-
-class _Method(NamedTuple):
-    outer_optimizer: optax.GradientTransformation | Newton
-    logs: tuple[bool, ...]  # one for each leaf of hyper
+    hyper: Hyper
+    value: Scalar
 
 
 class LearnState(NamedTuple):
@@ -44,6 +44,8 @@ class LearnState(NamedTuple):
 
     point: Point
     rule: PyTree  # the outer optimizer's own state
+    step: Int[Array, "*batch"]  # outer steps made since the loop began
+    best: Best | None  # with keep="best"
 
 
 class Learned(NamedTuple):
@@ -53,20 +55,39 @@ class Learned(NamedTuple):
     value: Scalar
     history: History
     converged: Bool[Array, "*batch"]  # the tolerance was met
-    steps: Int[Array, "*batch"]  # outer steps made
+    steps: Int[Array, "*batch"]  # outer steps made in this call
     state: LearnState
 
 
+class _Limits(NamedTuple):
+    rtol: Any
+    atol: Any
+    steps: Any
+
+
+class _Method(NamedTuple):
+    outer_optimizer: Any
+    logs: tuple[bool, ...]  # one for each leaf of hyper
+    history: str
+    keep: str
+
+
 def learn(
-    objective: Objective,
+    objective: Objective | Callable[[Any], Any] | Any,
     hyper: Hyper,
     *,
-    outer_optimizer: optax.GradientTransformation | Newton,
-    steps: int,
-    engine: Engine = _REVERSE,
-    log: PyTree[bool] = False,
-    rtol: float = 1e-8,
-    atol: float = 0.0,
+    outer_optimizer: optax.GradientTransformation | Newton | Any,
+    steps: int | Any,
+    engine: Engine | Any = _REVERSE,
+    key: Any = None,
+    log: PyTree[bool] | Any = False,
+    project: Callable[[Hyper], Hyper] | Any | None = None,
+    rtol: float | Any = 1e-8,
+    atol: float | Any = 0.0,
+    history: Literal["all", "scalars"] | Any = "all",
+    keep: Literal["last", "best"] | Any = "last",
+    callback: Callable[[Learned], Any] | Any | None = None,
+    callback_every: int | Any = 1,
     state: LearnState | None = None,
 ) -> Learned:
     r"""Minimize an objective over its hyperparameters, by hypergradients.
@@ -74,35 +95,75 @@ def learn(
     Each outer step evaluates value and gradient at the point that `outer_optimizer`
     proposes. It stops when $\|\nabla\| \le \text{atol} + \text{rtol}\,|L|$, with
     $\nabla$ the gradient in the outer variables z: $z = \eta$, or $z = \log\eta$ where
-    `log` is set, so that $\nabla = \eta L'(\eta)$ and η stays positive. A point
+    `log` is set, so that $\nabla = \eta L'(\eta)$ and η stays positive. It stops as
+    well where the optimizer itself proposes to stay, with its state unchanged (a
+    projection within its chain). A point
     whose value or gradient is not finite (the inner run diverged) is never accepted,
     nor, by an optax optimizer, one whose |value| is 1/eps times that before:
     the loop stays where it is and proposes a quarter of the step (`Newton`: half).
     Such a step counts; its row repeats the one before.
 
+    **A draw for each step.** With `key=`, the first argument is `make`, a traceable
+    function `make(key) -> objective`, called inside the compiled loop: outer step i
+    works on `make(jax.random.fold_in(key, i))`, with its own tasks, starts, data and
+    noise (row 0 of the history is draw 0), and the engine's keys, if it has any, are
+    folded with i too. Values of different draws are never compared: there is no
+    stopping rule, all `steps` are made, `converged` is False, and a trial is refused
+    only where it is not finite (the next step then tries a quarter as far, on the
+    next draw).
+
+    **Tasks that are lost.** Where the objective is a `metalr.tasks.Mean`
+    (`Reverse()`, `Forward()` or `Each(engine)`), a task whose value or gradient is not
+    finite is left out of both means, and counted in `history.lost`. On one and the same
+    objective a trial that loses more tasks than the point it comes from is refused.
+    With `key=` one that loses more than half of them is.
+
+    **Constraints.** `project` maps hyper into the feasible set C, e.g. `lambda h:
+    optax.projections.projection_box(h, 0.0, 1.0)`; the start and every proposal are
+    projected. The gradient of the stopping rule and of `grad_norm` is then the
+    projected one, $z - P(z - \nabla)$, which is 0 at a bound that holds the minimum.
+    The projection is the nearest point, right for steps along the gradient
+    (`optax.sgd`, with momentum too); an optimizer that scales each coordinate
+    (`optax.adam`) or turns the step (`optax.lbfgs`), and likewise `log`, which projects
+    η and steps in log η, end elsewhere unless C is a box.
+
     What it can find is what the run resolves: where $L_T - L_\infty$ at the optimum is
     below rounding (a single eigenvalue and many steps), a range of rates is equal.
 
     Runs as a compiled loop; composes with `jit` and `vmap` (over starts or over
-    tasks). Not to be differentiated. Memory: that of the engine, and one row of
-    history an outer step.
+    tasks), but for `callback`. Not to be differentiated. Memory: that of the engine,
+    and one row of history an outer step. What it compiles goes with the functions it
+    was compiled for; optax optimizers made anew of equal numbers compile nothing anew.
 
     A loop can be continued: k steps, m times over, are the k m steps at once, bit for
     bit (row 0 of each further history repeats the last of the one before).
 
     Args:
-        objective: an `Unrolled`, or any traceable scalar function.
+        objective: an `Unrolled`, or any traceable scalar function; with `key`, the
+            function `make` that returns it.
         hyper: where to start.
         outer_optimizer: any optax optimizer (those that need `value_fn`, such as
-            `optax.lbfgs()`, get it); or `Newton()` for a single scalar.
+            `optax.lbfgs()`, get it); or `Newton()` for a single scalar of one
+            objective.
         steps: the most outer steps to make.
         engine: how the hypergradient is computed.
+        key: None, or a random key (or int seed): a draw for each step.
         log: learn the logarithm. A bool for all of `hyper`, or a pytree of bools that
             is a prefix of it.
+        project: None, or the projection onto the feasible set.
         rtol: tolerance on the gradient's norm, relative to |value|.
         atol: absolute tolerance on the gradient's norm.
-        state: `learned.state` of an earlier call that differs in `steps` alone: make up
-            to `steps` further steps from there. Pass `hyper=learned.hyper` with it.
+        history: "all", or "scalars": no row of hyper is kept.
+        keep: return the "last" point, or the "best": that of the smallest value, the
+            start included (not with `key`: values of different draws say nothing).
+        callback: called with the `Learned` of the steps made so far, after every
+            `callback_every` outer steps and after the last: for a logger or a progress
+            bar. If it returns True, the loop stops there. It changes no bit of the
+            result. The loop runs in pieces of so many steps.
+        callback_every: outer steps between two calls.
+        state: `learned.state` of an earlier call that differs in `steps` and `callback`
+            alone: make up to `steps` further steps from there. Pass
+            `hyper=learned.hyper` with it.
 
     Returns:
         `Learned(hyper, value, history, converged, steps, state)`. A start that has
@@ -110,12 +171,14 @@ def learn(
 
     Raises:
         ValueError: for hyper that is not floating (or not positive where `log` is
-            set), a negative `steps` or tolerance, `Newton` on more than one scalar,
-            a hyperparameter that the objective does not depend on, or a `state`
+            set), a negative `steps` or tolerance, something that is no optimizer or no
+            engine (a class in place of an object), `Newton` on more than one scalar,
+            or with a key or a projection, a hyperparameter that the objective does not
+            depend on, `callback` under `jit` or `vmap`, or a `state`
             that this outer optimizer does not make of this hyper.
 
     Example:
-        >>> import jax.numpy as jnp, optax, metalr
+        >>> import jax, jax.numpy as jnp, optax, metalr
         >>> loss = metalr.problems.least_squares(jnp.ones((1, 2)), jnp.array([3.0]))
         >>> L = metalr.Unrolled(loss, optax.sgd, jnp.zeros(2), steps=1)
         >>> learned = metalr.learn(
@@ -124,167 +187,171 @@ def learn(
         >>> print(f"{learned.hyper:.5f}")
         0.25000
 
+        A fresh start in each outer step:
+
+        >>> def make(key):
+        ...     start = jax.random.normal(key, (2,))
+        ...     return metalr.Unrolled(loss, optax.sgd, start, steps=1)
+        >>> learned = metalr.learn(
+        ...     make, 0.01, key=0, outer_optimizer=optax.adam(0.01), steps=200
+        ... )
+        >>> print(bool(abs(learned.hyper - 0.25) < 0.01))
+        True
+
     References:
         Maclaurin, Duvenaud, Adams (2015), Gradient-based hyperparameter optimization
-        through reversible learning.
+        through reversible learning. Andrychowicz et al. (2016), Learning to learn by
+        gradient descent by gradient descent (a fresh problem in each outer step).
+        Bertsekas (1976), On the Goldstein-Levitin-Polyak gradient projection method.
     """
-    hyper = float_leaves(hyper, "hyper")
-    for name, value in (("steps", steps), ("rtol", rtol), ("atol", atol)):
-        if value < 0:
-            msg = f"{name} = {value!r} must be ≥ 0"
-            raise ValueError(msg)
-    logs = _log_flags(log, hyper)
-    if isinstance(outer_optimizer, Newton):
-        leaves = jax.tree.leaves(hyper)
-        if len(leaves) != 1 or leaves[0].shape != ():
-            msg = (
-                f"Newton learns one scalar, but hyper has shapes "
-                f"{[leaf.shape for leaf in leaves]}: use an optax optimizer"
-            )
-            raise ValueError(msg)
-    problem = _Problem(as_pytree(objective), as_pytree(engine))
-    method = _Method(outer_optimizer, logs)
-    if state is None:
-        state = _begin(problem, hyper, method=method)
-    else:
-        begin = functools.partial(_begin, method=method)
-        _check_state(state, jax.eval_shape(begin, problem, hyper))
-    return _loop(problem, hyper, state, rtol, atol, method=method, steps=steps)
+    steps, callback_every = arguments.counts(steps, callback_every)
+    arguments.tolerances(rtol=rtol, atol=atol)
+    arguments.functions(objective, engine, project, callback)
+    arguments.choices(history, keep, drawn=key is not None)
+    hyper, logs = arguments.start(hyper, log, project)
+    alone = key is None and project is None
+    arguments.optimizer(outer_optimizer, hyper, alone=alone)
+    if key is not None:
+        key = random_key(key)
+        arguments.maker(objective)
+    problem = Problem(
+        as_pytree(objective), as_pytree(engine), key, project and as_pytree(project)
+    )
+    method = _Method(outer_optimizer, logs, history, keep)
+    begin = functools.partial(_begin, method=method)
+    start = begin(problem, hyper) if state is None else state
+    if state is not None:
+        arguments.same_form(state, jax.eval_shape(begin, problem, hyper))
+    loop = functools.partial(_loop, method=method)
+    if callback is None or steps == 0:
+        return loop(problem, hyper, start, _Limits(rtol, atol, steps), steps=steps)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, start))):
+        msg = "callback needs concrete values: call learn outside of jit and vmap"
+        raise ValueError(msg)
+    learned: Any = None
+    made, begun = 0, int(start.step)
+    while made < steps:
+        asked = min(callback_every - (begun + made) % callback_every, steps - made)
+        limits = _Limits(rtol, atol, asked)
+        chunk = loop(problem, hyper, start, limits, steps=callback_every)
+        learned = joined(learned, chunk)
+        hyper, start, made = learned.hyper, learned.state, int(learned.steps)
+        if callback(learned) is True or int(chunk.steps) < asked:
+            break
+    return padded(learned, steps)
+
+
+def joined(before: Learned | None, chunk: Learned) -> Learned:
+    """One loop out of two; its history has no row that was not made."""
+    made = int(chunk.steps)
+    rows = jax.tree.map(lambda rows: rows[: made + 1], chunk.history)
+    if before is None:
+        return chunk._replace(history=rows)
+    rows = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new[1:]]), before.history, rows
+    )
+    return chunk._replace(history=rows, steps=before.steps + chunk.steps)
+
+
+def padded(learned: Learned, steps: int) -> Learned:
+    """The same with rows of nan, up to those of a loop of `steps` steps."""
+
+    def pad(rows: jax.Array) -> jax.Array:
+        missing = (steps + 1 - rows.shape[0], *rows.shape[1:])
+        return jnp.concatenate([rows, jnp.full(missing, jnp.nan, rows.dtype)])
+
+    return learned._replace(history=jax.tree.map(pad, learned.history))
 
 
 @compiled
-def _begin(problem: _Problem, hyper: Hyper, *, method: _Method) -> LearnState:
+def _begin(problem: Problem, hyper: Hyper, *, method: _Method) -> LearnState:
     """Where the loop starts; a program of its own, so that the loop is one as well."""
-    rule = _rule(problem, method)
-    point = rule.evaluate(_map_logs(jnp.log, method.logs, hyper))
-    state = LearnState(point, rule.init(point))
+    rule = _rule(method, measures(problem, method.logs))
+    z = logarithm(method.logs)(hyper)
+    zero = jnp.zeros((), jnp.int32)
+    point = rule.evaluate(z, zero)
+    best = Best(hyper, point.value) if method.keep == "best" else None
+    state = LearnState(point, rule.init(point), zero, best)
     # Not weakly typed: what a file gives back is not, and it is the same program then.
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf).astype(jnp.result_type(leaf)), state
-    )
+    return jax.tree.map(_strongly_typed, state)
 
 
 @compiled
 def _loop(
-    problem: _Problem,
+    problem: Problem,
     hyper: Hyper,
     state: LearnState,
-    rtol: ScalarLike,
-    atol: ScalarLike,
+    limits: _Limits,
     *,
     method: _Method,
     steps: int,
 ) -> Learned:
-    rule = _rule(problem, method)
+    """At most `limits.steps` outer steps, in a history for `steps` of them."""
+    measured = measures(problem, method.logs)
+    rule, to_hyper = _rule(method, measured), exponential(method.logs)
 
-    def to_hyper(point: Point) -> Hyper:
-        return _map_logs(jnp.exp, method.logs, point.z)
+    def norm(point: Point) -> Scalar:
+        if measured.project is None:
+            return optax.tree.norm(point.grad)
+        ahead = jax.tree.map(jnp.subtract, point.z, point.grad)
+        nearest = measured.project(ahead)
+        return optax.tree.norm(jax.tree.map(jnp.subtract, point.z, nearest))
 
-    def small(point: Point) -> Array:
-        return optax.tree.norm(point.grad) <= atol + rtol * jnp.abs(point.value)
+    def done(state: LearnState) -> Array:
+        if measured.fresh:  # one draw says nothing of the others
+            return jnp.array(False)
+        point = state.point
+        small = norm(point) <= limits.atol + limits.rtol * jnp.abs(point.value)
+        return (small | rule.exhausted(point, state.rule)) & finite(point)
 
     def row(point: Point) -> History:
-        return History(to_hyper(point), point.value, optax.tree.norm(point.grad))
+        every = to_hyper(point.z) if method.history == "all" else None
+        return History(every, point.value, norm(point), point.lost)
 
-    history = jax.tree.map(
+    def going(carry: tuple) -> Array:
+        count, state, _ = carry
+        stopped = done(state)
+        if not measured.fresh:
+            stopped |= ~finite(state.point)
+        return (count < limits.steps) & ~stopped
+
+    def outer_step(carry: tuple) -> tuple:
+        count, state, rows = carry
+        number = state.step + 1
+        point, inner = rule.step(state.point, state.rule, number)
+        rows = jax.tree.map(lambda rows, x: rows.at[count + 1].set(x), rows, row(point))
+        best = state.best and _better(state.best, to_hyper(point.z), point.value)
+        return count + 1, LearnState(point, inner, number, best), rows
+
+    rows = jax.tree.map(
         lambda x: jnp.full((steps + 1, *x.shape), jnp.nan, x.dtype).at[0].set(x),
         row(state.point),
     )
-
-    def going(carry: tuple) -> Array:
-        step, (point, inner), _ = carry
-        stopped = small(point) | rule.exhausted(point, inner) | ~outer.finite(point)
-        return (step < steps) & ~stopped
-
-    def outer_step(carry: tuple) -> tuple:
-        step, state, history = carry
-        point, inner = rule.step(*state)
-        history = jax.tree.map(
-            lambda rows, x: rows.at[step + 1].set(x), history, row(point)
+    first = (jnp.zeros((), jnp.int32), state, rows)
+    count, state, rows = jax.lax.while_loop(going, outer_step, first)
+    if state.best is not None:
+        final, value = state.best
+    else:  # the start is returned as given, not through exp(log(·))
+        final = jax.tree.map(
+            lambda h, z: jnp.where(count == 0, h, z), hyper, to_hyper(state.point.z)
         )
-        return step + 1, LearnState(point, inner), history
+        value = state.point.value
+    return Learned(final, value, rows, done(state), count, state)
 
-    count, state, history = jax.lax.while_loop(
-        going, outer_step, (jnp.zeros((), jnp.int32), state, history)
+
+def _better(best: Best, hyper: Hyper, value: Scalar) -> Best:
+    lower = (value < best.value) | ~jnp.isfinite(best.value)
+    return jax.tree.map(
+        lambda new, old: jnp.where(lower, new, old), Best(hyper, value), best
     )
-    point = state.point
-    converged = (small(point) | rule.exhausted(*state)) & outer.finite(point)
-    # The start is returned as given, not through exp(log(·)).
-    final = jax.tree.map(
-        lambda h, z: jnp.where(count == 0, h, z), hyper, to_hyper(point)
-    )
-    return Learned(final, point.value, history, converged, count, state)
 
 
-def _rule(problem: _Problem, method: _Method) -> Rule:
-    """The outer method, on the objective as a function of z."""
-
-    def to_hyper(z: PyTree) -> Hyper:
-        return _map_logs(jnp.exp, method.logs, z)
-
-    def value(z: PyTree) -> Scalar:
-        return problem.objective(to_hyper(z))
-
-    def value_and_grad(z: PyTree) -> tuple[Scalar, PyTree]:
-        point = to_hyper(z)
-        value, grad, *_ = hypergradient(problem.objective, point, problem.engine)
-        chained = [
-            g * h if flag else g
-            for g, h, flag in zip(
-                jax.tree.leaves(grad), jax.tree.leaves(point), method.logs, strict=True
-            )
-        ]
-        return value, jax.tree.unflatten(jax.tree.structure(z), chained)
-
+def _rule(method: _Method, measured: Measures) -> Rule:
     if isinstance(method.outer_optimizer, Newton):
-        return outer.newton(method.outer_optimizer, value_and_grad)
-    return outer.gradient(method.outer_optimizer, value_and_grad, value)
+        return newton(method.outer_optimizer, measured)
+    return gradient(method.outer_optimizer, measured)
 
 
-def _check_state(state: LearnState, expected: LearnState) -> None:
-    """Refuse the state of another loop."""
-    given, made = (
-        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
-        for tree in (state, expected)
-    )
-    if jax.tree.structure(given) != jax.tree.structure(made) or given != made:
-        msg = (
-            f"state is {given}, but this outer_optimizer makes {made} of this hyper: "
-            "pass learned.state of a call with the same outer_optimizer, and its hyper"
-        )
-        raise ValueError(msg)
-
-
-def _map_logs(function: Any, logs: Sequence[bool], tree: PyTree) -> PyTree:
-    leaves, structure = jax.tree.flatten(tree)
-    mapped = [
-        function(leaf) if flag else leaf
-        for leaf, flag in zip(leaves, logs, strict=True)
-    ]
-    return jax.tree.unflatten(structure, mapped)
-
-
-def _log_flags(log: PyTree[bool], hyper: Hyper) -> tuple[bool, ...]:
-    """One flag for each leaf; a flagged leaf must be positive."""
-    try:
-        flags = jax.tree.map(
-            lambda flag, sub: [flag] * len(jax.tree.leaves(sub)), log, hyper
-        )
-    except (ValueError, TypeError) as error:
-        msg = f"log = {log!r} is not a prefix of hyper: {error}"
-        raise ValueError(msg) from error
-    logs = tuple(jax.tree.leaves(flags))
-    for flag, (path, leaf) in zip(
-        logs, jax.tree_util.tree_leaves_with_path(hyper), strict=True
-    ):
-        if not isinstance(flag, bool):
-            msg = f"log has the entry {flag!r}: each must be True or False"
-            raise ValueError(msg)
-        concrete = not isinstance(leaf, Tracer)
-        if flag and concrete and not bool(jnp.all(leaf > 0.0)):
-            msg = (
-                f"{path_name('hyper', path)} = {leaf} must be positive to be learned "
-                "through its logarithm: start at a positive value, or set log=False"
-            )
-            raise ValueError(msg)
-    return logs
+def _strongly_typed(leaf: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    return leaf.astype(leaf.dtype)

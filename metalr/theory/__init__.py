@@ -3,10 +3,12 @@
 from . import (
     at_zero as at_zero,
     estimators as estimators,
+    global_rates as global_rates,
     implicit_bias as implicit_bias,
     momentum as momentum,
     noisy_quadratic as noisy_quadratic,
     rates as rates,
+    runs as runs,
     schedules as schedules,
     stochastic as stochastic,
 )

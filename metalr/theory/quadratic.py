@@ -17,10 +17,9 @@ from jaxtyping import Array, Float
 from .._types import Matrix, Scalar, ScalarLike, Vector
 from . import momentum as _momentum, schedules as _schedules
 from ._checks import check_steps
+from ._directions import Directions
 from ._power import signed_power
-
-_SLACK = 10.0
-"""Roundings beyond max(n, d)·eps that a projection of `a` may carry."""
+from .global_rates import Momentum, Optimum, Spectrum, momentum_optima
 
 _BISECTIONS = 120
 """Halvings of the bracket: past the resolution of float64 for any condition number."""
@@ -37,10 +36,11 @@ class Quadratic:
     arrays. Make it with `from_regression`, or directly from a spectrum.
 
     Attributes:
-        eigenvalues: active λ, ascending: those of the Hessian along which the start is
+        eigenvalues: λ > 0, of the Hessian; *active* are those along which the start is
             not yet optimal.
-        weights: $p_i = (u_i^\top a)^2/n > 0$, the part of the loss at the start that
-            lies along each.
+        weights: $p_i = (u_i^\top a)^2/n \ge 0$, the part of the loss at the start that
+            lies along each; 0 where it is not active. Many runs on one X share their
+            eigenvalues so.
         minimum: $L_\infty = \min_w L$, 0 where `t` is in the range of `X`.
 
     Example:
@@ -51,8 +51,8 @@ class Quadratic:
         3.2400 0.25
     """
 
-    eigenvalues: Float[Array, " active"]
-    weights: Float[Array, " active"]
+    eigenvalues: Float[Array, " k"]
+    weights: Float[Array, " k"]
     minimum: Float[Array, ""] | float = 0.0
 
     @classmethod
@@ -81,25 +81,13 @@ class Quadratic:
                 are traced (the number of active eigenvalues is data).
         """
         X, t, w0 = _regression_arrays(X, t, w0)
-        n, d = X.shape
-        a = X @ w0 - t
-        U, singular, _ = jnp.linalg.svd(X, full_matrices=False)
-        tolerance = _SLACK * max(n, d) * float(jnp.finfo(X.dtype).eps)
-        in_range = singular > tolerance * jnp.max(singular, initial=0.0)
-        U = U[:, in_range]
-        # ‖Xᵀu‖² rather than σ²: exact where X is a single row.
-        eigenvalues = 2.0 / n * jnp.sum((X.T @ U) ** 2, axis=0)
-        along = U.T @ a
-        outside = a - U @ along
-        size = jnp.linalg.norm(a)
-        active = jnp.abs(along) > tolerance * size
-        minimum = jnp.where(
-            jnp.linalg.norm(outside) > tolerance * size, jnp.mean(outside**2), 0.0
-        )
-        eigenvalues, weights = eigenvalues[active], along[active] ** 2 / n
-        order = jnp.argsort(eigenvalues)
+        directions = Directions.of(X)
+        weights, minimum = directions.project(np.asarray(t)[None], np.asarray(w0)[None])
+        active = weights[0] > 0.0
         return cls(
-            eigenvalues=eigenvalues[order], weights=weights[order], minimum=minimum
+            eigenvalues=jnp.asarray(directions.eigenvalues[active]),
+            weights=jnp.asarray(weights[0, active]),
+            minimum=jnp.asarray(minimum[0]),
         )
 
     def loss(self, eta: ScalarLike, steps: int) -> Scalar:
@@ -179,8 +167,47 @@ class Quadratic:
         if steps == 1:
             return jnp.sum(weighted) / jnp.sum(weighted * self.eigenvalues)
         if self.eigenvalues.size == 1:
-            return 1.0 / self.eigenvalues[0]
-        return _balance(jnp.log(weighted), self.eigenvalues, 2 * steps - 1)
+            return jnp.where(weighted[0] > 0.0, 1.0 / self.eigenvalues[0], jnp.nan)
+        return _balance(weighted, self.eigenvalues, 2 * steps - 1)
+
+    def momentum_optimum(
+        self, momentum: float, steps: int, *, method: Momentum = "heavy_ball"
+    ) -> Optimum:
+        r"""The rate with the least loss after T steps with momentum, of many minima.
+
+        The global minimum of `heavy_ball_loss` or `nesterov_loss` over η, and how many
+        local ones there are. On the host, from a grid that resolves every oscillation:
+        see `metalr.theory.global_rates.momentum_optima`. Not to be differentiated.
+
+        Args:
+            momentum: α in [0, 1).
+            steps: number of updates T ≥ 1.
+            method: "heavy_ball" or "nesterov".
+
+        Returns:
+            `Optimum(rate, minima)`.
+
+        Raises:
+            ValueError: if an argument is out of range, or there is no active
+                eigenvalue, as for `optimal_rate`.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from metalr.theory import Quadratic
+            >>> q = Quadratic(eigenvalues=jnp.ones(1), weights=jnp.ones(1))
+            >>> print(q.momentum_optimum(0.5, 3).minima)
+            3
+        """
+        self._check_active()
+        eigenvalues, weights = np.asarray(self.eigenvalues), np.asarray(self.weights)
+        order = np.argsort(eigenvalues)
+        run = Spectrum(
+            eigenvalues[order], weights[None, order], np.asarray(self.minimum)[None]
+        )
+        found = momentum_optima(
+            run, method, np.array([momentum], eigenvalues.dtype), steps
+        )
+        return Optimum(found.rate[0], found.minima[0])
 
     def asymptotic_rate(self) -> Scalar:
         r"""$2/(\lambda_{\min}+\lambda_{\max})$, the limit of $\eta^*_T$ as T grows.
@@ -190,8 +217,8 @@ class Quadratic:
         Raises:
             ValueError: if there is no active eigenvalue, as for `optimal_rate`.
         """
-        self._check_active()
-        return 2.0 / (jnp.min(self.eigenvalues) + jnp.max(self.eigenvalues))
+        low, high = self._range()
+        return 2.0 / (low + high)
 
     def optimal_schedule(self, steps: int) -> Float[Array, " steps"]:
         r"""The T rates, one a step, that minimize the loss after T steps.
@@ -208,7 +235,11 @@ class Quadratic:
                 or there are none.
         """
         self._check_active()
-        return _schedules.optimal_schedule(self.eigenvalues, self.weights, steps)
+        eigenvalues, weights = self.eigenvalues, self.weights
+        if not isinstance(weights, Tracer):  # under trace no shape can depend on them
+            active = np.asarray(weights) > 0.0
+            eigenvalues, weights = eigenvalues[active], weights[active]
+        return _schedules.optimal_schedule(eigenvalues, weights, steps)
 
     def schedule_loss(self, rates: Float[Array, " steps"]) -> Scalar:
         r"""Loss after a step for each rate, one learning rate a step.
@@ -238,8 +269,7 @@ class Quadratic:
         Raises:
             ValueError: if `steps` is not an int ≥ 1, or there is no active eigenvalue.
         """
-        self._check_active()
-        low, high = jnp.min(self.eigenvalues), jnp.max(self.eigenvalues)
+        low, high = self._range()
         return _schedules.chebyshev_schedule(low, high, steps)
 
     def heavy_ball_loss(
@@ -288,8 +318,18 @@ class Quadratic:
         factors = signed_power(jnp.asarray(eta) * self.eigenvalues, power)
         return jnp.sum(self.weights * self.eigenvalues**order * factors)
 
+    def _range(self) -> tuple[Scalar, Scalar]:
+        """The least and the greatest active eigenvalue."""
+        self._check_active()
+        active = self.weights > 0.0
+        least = jnp.min(jnp.where(active, self.eigenvalues, jnp.inf))
+        return least, jnp.max(jnp.where(active, self.eigenvalues, 0.0))
+
     def _check_active(self) -> None:
-        if self.eigenvalues.size == 0:
+        traced = isinstance(self.weights, Tracer)
+        if self.eigenvalues.size == 0 or not (
+            traced or bool(jnp.any(self.weights > 0))
+        ):
             msg = (
                 "no active eigenvalue: Xᵀ(Xw₀ − t) = 0, the start is already optimal, "
                 "L_T(η) is constant and every rate is as good as another; choose "
@@ -299,9 +339,13 @@ class Quadratic:
 
 
 def _balance(
-    log_weights: Float[Array, " active"], eigenvalues: Float[Array, " active"], odd: int
+    weighted: Float[Array, " k"], eigenvalues: Float[Array, " k"], odd: int
 ) -> Scalar:
     """The rate at which the terms below and above 1/λ of the slope balance."""
+    active = weighted > 0.0
+    log_weights = jnp.log(jnp.where(active, weighted, 1.0))
+    low = 1.0 / jnp.max(jnp.where(active, eigenvalues, 0.0))
+    high = 1.0 / jnp.min(jnp.where(active, eigenvalues, jnp.inf))
     just_below_1 = 1.0 - 0.5 * float(jnp.finfo(eigenvalues.dtype).eps)
 
     def imbalance(eta: Scalar) -> Scalar:
@@ -311,8 +355,8 @@ def _balance(
         log_above = jnp.log(jnp.where(above, reduced, 2.0) - 1.0)
         log_below = jnp.log1p(-jnp.minimum(reduced, just_below_1))
         exponents = log_weights + odd * jnp.where(above, log_above, log_below)
-        left = jax.nn.logsumexp(exponents, where=~above)
-        right = jax.nn.logsumexp(exponents, where=above)
+        left = jax.nn.logsumexp(exponents, where=active & ~above)
+        right = jax.nn.logsumexp(exponents, where=active & above)
         return left - right
 
     def bisect(f, low):
@@ -322,14 +366,13 @@ def _balance(
             left = f(middle) > 0.0
             return jnp.where(left, middle, low), jnp.where(left, high, middle)
 
-        high = 1.0 / jnp.min(eigenvalues)
-        low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
-        return jnp.sqrt(low) * jnp.sqrt(high)
+        low, up = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+        return jnp.sqrt(low) * jnp.sqrt(up)
 
-    start = 1.0 / jnp.max(eigenvalues)
-    return jax.lax.custom_root(
-        imbalance, start, bisect, lambda g, y: y / g(jnp.ones_like(y))
+    root = jax.lax.custom_root(
+        imbalance, low, bisect, lambda g, y: y / g(jnp.ones_like(y))
     )
+    return jnp.where(jnp.any(active), root, jnp.nan)
 
 
 def _regression_arrays(

@@ -11,6 +11,7 @@ import pytest
 
 import metalr
 from experiments._command import cli
+from experiments._published import row
 from metalr.problems import dynamics, influence_balancing
 from tests.helpers import assert_close
 
@@ -124,16 +125,27 @@ def records(tmp_path, *options):
     return folder, [json.loads(line) for line in lines]
 
 
-def test_the_cheap_rows_hold_and_say_how_they_were_made(tmp_path, capsys):
+def test_a_printed_figure_leaves_half_a_unit_of_its_last_digit_open():
+    assert row.printed("-2.262") == row.Figure(-2.262, pytest.approx(5e-4))
+    assert row.printed("0.8544").rounding == pytest.approx(5e-5)
+    assert row.compared("", row.printed("0.8544"), 0.85444).holds
+    assert not row.compared("", row.printed("0.8544"), 0.85446).holds
+    assert not row.compared("", row.exact(0.0625), 0.06251).holds
+    assert row.compared("", row.exact(0.0625), 0.06251, error=2e-5).holds
+
+
+def test_the_cheap_rows_hold_and_say_how_they_were_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # a table shows the columns that fit
     parts = "parts=[sharing, network_size, reversible_bits]"
     _, rows = records(tmp_path, parts, "sharing_runs=500")
     assert len(rows) == 8
-    for row in rows:
-        assert row["holds"], row
-        assert row["source"]
-        assert row["command"].startswith("python -m experiments.published 'parts=[")
-        assert row["difference"] == pytest.approx(row["ours"] - row["published"])
-    counts = [row["ours"] for row in rows if "parameters" in row["setting"]]
+    for record in rows:
+        assert record["holds"], record
+        assert record["source"]
+        assert record["command"].startswith("python -m experiments.published 'parts=[")
+        difference = record["ours"] - record["published"]
+        assert record["difference"] == pytest.approx(difference)
+    counts = [record["ours"] for record in rows if "parameters" in record["setting"]]
     assert counts == [61_706, 62_378_344, 138_357_544]
     assert "parts=[net" in capsys.readouterr().out  # brackets survive the table
 
@@ -149,5 +161,5 @@ def test_the_orders_hold_and_the_figure_is_drawn(tmp_path):
         "epochs=5",
     )
     assert len(rows) == 14
-    assert [row["setting"] for row in rows if not row["holds"]] == []
+    assert [found["setting"] for found in rows if not found["holds"]] == []
     assert (folder / "influence_balancing.png").stat().st_size > 1000

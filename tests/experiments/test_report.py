@@ -255,6 +255,22 @@ def test_what_is_no_drawing_is_refused(text):
         inline(text, "x-", "")
 
 
+def test_no_column_is_shown_twice(sweep_store, page):
+    same = {"x": 1, "y": 2}, "finished", None, [{"x": 1, "y": 2, "z": 3}]
+    other = {"x": 2, "y": 3}, "finished", None, [{"x": 2, "y": 4, "z": 3}]
+    heads = Page(page(sweep_store(same, other))).texts("th")
+    assert heads[:4] == ["x", "y", "record.y", "z"]
+
+
+def test_a_long_text_is_cut_and_whole_on_hovering(run_folder, page):
+    text = "UnexpectedTracerError: " + "a" * 200
+    found = Page(page(run_folder([{"way": text}])))
+    (shown,) = found.texts("td")
+    assert len(shown) == report.MAX_TEXT
+    assert shown.endswith("…")
+    assert found.attributes("title") == [text]
+
+
 def test_a_sweep_lists_each_point_without_a_result(sweep_store, page):
     points = [
         ({"x": 1, "part": {"y": 2}, "same": 7}, "finished", None, [{"square": 1.0}]),
@@ -335,9 +351,13 @@ def test_a_long_table_is_folded_and_its_csv_is_whole(run_folder, page):
     count = report.MAX_ROWS + 7
     records = [{"i": i, "third": i / 3, "list": [i], EVIL: EVIL} for i in range(count)]
     found = Page(page(run_folder(records)))
-    assert len(found.texts("tr")) == count + 2
-    assert f"The other 7 of {count} rows" in found.texts("summary")
-    assert len(set(found.attributes("data-group"))) == 1
+    columns = 3  # i, third and EVIL: lists are not shown
+    assert len(found.texts("tr")) == (1 + columns) + (1 + count)
+    assert f"All {count} rows" in found.texts("summary")
+    cells = found.texts("td")[: 6 * columns]
+    assert cells[:4] == ["i", "0", cell((count - 1) / 2), str(count - 1)]
+    assert cells[4:6] == [f"{count} different", "0"]
+    assert cells[12:18] == [EVIL, "", "", "", f"{EVIL} ({count})", "0"]
     (link,) = [x for x in found.attributes("href") if x.startswith("data:text/csv")]
     content = base64.b64decode(link.partition(",")[2]).decode()
     rows = list(csv.DictReader(io.StringIO(content)))
@@ -389,6 +409,7 @@ def test_only_a_report_is_overwritten(run_folder, tmp_path, capsys):
 # In a browser.
 
 _PROBE = """
+for (const folded of document.querySelectorAll("details")) folded.open = true;
 const column = (name) => {
   const button = [...document.querySelectorAll("th button")]
     .find((b) => b.textContent === name);

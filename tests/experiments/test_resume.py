@@ -67,6 +67,12 @@ def bits(leaf):
 
 
 PAIR = {"rate": 0.3, "momentum": 0.1}
+
+
+def shifted(noise, hyper):
+    return {"rate": hyper["rate"] + noise, "momentum": hyper["momentum"]}
+
+
 LOOPS = {
     "adam, log": lambda: (
         objective(),
@@ -98,6 +104,23 @@ LOOPS = {
         rates(200),
         1e6,
         {"outer_optimizer": optax.sgd(0.1)},
+    ),
+    "fresh draws, a box": lambda: (
+        lambda key: metalr.reparametrized(
+            objective(), jax.tree_util.Partial(shifted, 0.01 * jax.random.normal(key))
+        ),
+        PAIR,
+        {
+            "outer_optimizer": optax.adam(0.1),
+            "key": 5,
+            "project": lambda h: jax.tree.map(lambda x: jnp.clip(x, 0.05, 0.4), h),
+            "history": "scalars",
+        },
+    ),
+    "the best of an oscillation": lambda: (
+        rates(),
+        0.5,
+        {"outer_optimizer": optax.sgd(1.0, momentum=0.9), "keep": "best"},
     ),
     "float32": lambda: (
         objective(dtype="float32"),
@@ -187,7 +210,7 @@ def walk(hyper, *, steps, state=None):
     for _ in range(steps):
         key, now = jax.random.split(key)
         rows.append(rows[-1] + jax.random.normal(now))
-    history = History(jnp.stack(rows), jnp.stack(rows), jnp.stack(rows))
+    history = History(*4 * [jnp.stack(rows)])
     steps_made = jnp.array(steps, jnp.int32)
     end = (rows[-1], rows[-1], history, jnp.array(False), steps_made, key)
     return Learned(*end)
@@ -274,6 +297,22 @@ def test_a_finished_loop_computes_nothing_more(every, tmp_path):
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     resumably(tmp_path, every=2)
     assert checkpoints(tmp_path) == [6, 8, 10]
+
+
+@pytest.mark.parametrize("at", [3, 4, 6], ids=["within a chunk", "at its end", "later"])
+def test_a_loop_that_its_callback_stopped_stays_stopped(at, tmp_path):
+    seen = []
+
+    def callback(known):
+        seen.append(int(known.steps))
+        return seen[-1] == at
+
+    learned = resumably(tmp_path, callback=callback)
+    assert seen == list(range(1, at + 1))
+    again = resumably(tmp_path, callback=callback)
+    assert seen == list(range(1, at + 1))
+    assert int(learned.steps) == int(again.steps) == at
+    assert_identical(again, learned)
 
 
 REFUSED = {
@@ -385,9 +424,9 @@ def test_the_same_command_goes_on_where_the_long_unroll_was_stopped(
             raise KeyboardInterrupt
         return joined(before, chunk)
 
-    joined = resume._joined
+    joined = resume.joined
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "_joined", interrupted)
+        patch.setattr(resume, "joined", interrupted)
         status, first = run()
     assert status == 130
     assert [row["outer_step"] for row in first] == [0, 1, 2]
@@ -396,7 +435,7 @@ def test_the_same_command_goes_on_where_the_long_unroll_was_stopped(
     assert [row["outer_step"] for row in whole] == list(range(6))
     assert whole[:3] == first
     assert len({row["held_out_loss"] for row in whole}) == 6
-    monkeypatch.setattr(resume, "_joined", interrupted)  # nothing is left to join
+    monkeypatch.setattr(resume, "joined", interrupted)  # nothing is left to join
     assert run() == (0, whole)
     options.pop()
     assert run() == (0, whole)  # the same without checkpoints

@@ -8,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from numpy.polynomial import Polynomial
 
 import metalr
 from experiments import sweep_speed, tuned_rate
 from experiments._command.config import ConfigError, validate
-from experiments._tuned_rate import optima
 from experiments.tuned_rate import BATCHED, Config
 from metalr.problems import least_squares
-from metalr.theory import Quadratic, momentum as theory
 from tests.helpers import assert_close, regression
 
 SPECTRUM = {"kind": "spectrum", "eigenvalues": [0.1, 0.4, 1.0], "n": 6, "minimum": 0.1}
@@ -124,109 +121,6 @@ def test_the_learned_rate_is_a_minimum_with_momentum_and_says_which():
         assert record["minimum"] == ("global" if is_best else "local")
         kinds.add(record["minimum"])
     assert "global" in kinds
-
-
-@pytest.mark.parametrize("shape", [(9, 4), (4, 9)], ids=["tall", "wide"])
-def test_the_stacked_closed_form_is_that_of_each_regression(shape):
-    X, t = regression(*shape)
-    X = X.at[:, 0].set(0.0)  # a direction out of range
-    rng = np.random.default_rng(1)
-    starts, targets = rng.normal(size=(3, shape[1])), rng.normal(size=(3, shape[0]))
-    starts[2], targets[2] = 0.0, 0.0  # optimal from the start
-    problem = optima.Problem.of(X, t)
-    stacked = problem.runs(targets, starts)
-    found = optima.gradient_descent(stacked, 7)
-    closed = jax.jit(lambda one: (one.optimal_rate(7), one.loss(0.3, 7)))
-    losses = optima.at(stacked, "sgd", np.full(3, 0.3), np.zeros(3), 7).loss
-    for index in range(2):
-        exact = Quadratic.from_regression(X, jnp.array(targets[index]), starts[index])
-        rate, loss = closed(exact)
-        assert_close(found.rate[index], rate, rtol=1e-12)
-        assert_close(losses[index], loss, rtol=1e-12)
-        assert_close(stacked.minimum[index], exact.minimum, rtol=1e-12, atol=1e-30)
-    assert np.isnan(found.rate[2])
-    momentum = np.full(3, 0.5)
-    with_momentum = optima.with_momentum(problem, stacked, "heavy_ball", momentum, 7)
-    assert np.isnan(with_momentum.rate[2])
-
-
-@functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
-def on_a_grid(quadratic, rates, momentum, optimizer, steps):
-    loss = getattr(quadratic, f"{optimizer}_loss")
-    return jax.vmap(lambda rate: loss(rate, momentum, steps))(rates)
-
-
-@pytest.mark.parametrize("momentum", [0.3, 0.9])
-@pytest.mark.parametrize("optimizer", ["heavy_ball", "nesterov"])
-def test_no_rate_on_a_dense_grid_beats_the_global_minimum(optimizer, momentum):
-    steps, rng = 8, np.random.default_rng(3)
-    X = rng.normal(size=(12, 5)) * np.geomspace(0.1, 1.0, 5)
-    problem = optima.Problem.of(X, X[:, 0])
-    starts = rng.normal(size=(4, 5))
-    stacked = problem.runs(np.zeros((4, 12)), starts)
-    found = optima.with_momentum(
-        problem, stacked, optimizer, np.full(4, momentum), steps
-    )
-    low, high = 1e-3 / problem.eigenvalues[-1], 10.0 / problem.eigenvalues[0]
-    rates = jnp.geomspace(low, high, 20_000)
-    exact = [Quadratic.from_regression(X, jnp.zeros(12), start) for start in starts]
-    losses = [on_a_grid(one, rates, momentum, optimizer, steps) for one in exact]
-    losses = np.nan_to_num(np.array(losses), nan=np.inf)
-    best = optima.at(stacked, optimizer, found.rate, np.full(4, momentum), steps)
-    assert np.all(best.loss <= losses.min(axis=1) * (1.0 + 1e-12))
-    assert_close(found.rate, rates[losses.argmin(axis=1)], rtol=1e-3)  # the spacing
-    valleys = (losses[:, 1:-1] < losses[:, :-2]) & (losses[:, 1:-1] <= losses[:, 2:])
-    np.testing.assert_array_equal(found.minima, valleys.sum(axis=1))
-
-
-@pytest.mark.parametrize("momentum", [0.2, 0.9])
-def test_one_eigenvalue_has_as_many_minima_as_steps(momentum):
-    problem = optima.Problem.of(np.array([[1.0]]), np.array([3.0]))
-    one = problem.runs(np.array([[3.0]]), np.zeros((1, 1)))
-    found = optima.with_momentum(
-        problem, one, "heavy_ball", np.array([momentum]), steps=9
-    )
-    exact = np.asarray(theory.heavy_ball_minimizers(2.0, momentum, 9))
-    assert found.minima == 9
-    assert np.min(np.abs(found.rate / exact - 1.0)) < 1e-7  # the loss is 0, squared
-
-
-@pytest.mark.parametrize("optimizer", ["heavy_ball", "nesterov"])
-@pytest.mark.parametrize("momentum", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("steps", [1, 2, 5, 8])
-def test_all_zeros_of_a_run_are_real_and_within_the_range_searched(
-    optimizer, momentum, steps
-):
-    # The polynomial in u from the recursion of the docstrings, lowest power first.
-    u, error = Polynomial([0.0, 1.0]), Polynomial([1.0])
-    change = Polynomial([0.0])
-    for step in range(steps):
-        beta = momentum * (1.0 - u) if optimizer == "nesterov" else momentum
-        first = -(1.0 + momentum) * u
-        starts = step == 0 and optimizer == "nesterov"
-        change = first if starts else beta * change - u * error
-        error = error + change
-    zeros = error.roots()
-    # Nesterov's zero at u = 1 is up to T/2-fold: roots() finds it to eps^(2/T).
-    slack = 1e-2 if optimizer == "nesterov" else 1e-6
-    top = (1.0 + momentum**0.5) ** 2 if optimizer == "heavy_ball" else 1.0
-    assert len(zeros) == steps
-    assert np.all(np.abs(zeros.imag) < slack)
-    assert np.all(zeros.real <= top + slack)
-    reach = -float(error.deriv()(0.0))
-    counts = np.arange(1, steps + 1) + (optimizer == "nesterov")
-    assert_close(reach, np.sum((1 - momentum**counts) / (1 - momentum)), rtol=1e-12)
-    assert np.all(zeros.real >= (1.0 - 1e-9) / reach)
-
-
-def test_without_momentum_heavy_ball_is_gradient_descent():
-    rng = np.random.default_rng(0)
-    problem = optima.Problem.of(rng.normal(size=(8, 4)), np.zeros(8))
-    stacked = problem.runs(np.zeros((3, 8)), rng.normal(size=(3, 4)))
-    plain = optima.gradient_descent(stacked, 9)
-    found = optima.with_momentum(problem, stacked, "heavy_ball", np.zeros(3), 9)
-    np.testing.assert_array_equal(found.minima, 1)
-    assert_close(found.rate, plain.rate, rtol=1e-12)
 
 
 def test_where_nothing_can_be_learned_the_closed_columns_are_empty():

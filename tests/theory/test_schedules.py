@@ -245,6 +245,14 @@ def test_two_eigenvalues_have_their_rate_in_closed_form(steps):
         np.testing.assert_allclose(q.slope(found, steps), 0.0, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [2, 10, 10**6])
+def test_the_bracket_is_halved_to_the_last_place_for_any_condition_number(steps):
+    values, weights = jnp.array([1e-150, 1e150]), jnp.array([3.0, 0.5])
+    q = Quadratic(eigenvalues=values, weights=weights)
+    found = rates.two_eigenvalue_rate(values, weights, steps)
+    np.testing.assert_allclose(q.optimal_rate(steps), found, rtol=2e-14)
+
+
 def test_the_factor_per_step_rises_to_the_asymptotic_one():
     _, _, q = made()
     start = float(q.loss(0.0, 0) - q.minimum)

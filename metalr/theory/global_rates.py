@@ -1,21 +1,19 @@
-r"""The best learning rate in closed form, for many runs on one data set at once.
+r"""The best constant rate with momentum: the lowest of many local minima.
 
-Runs share X and differ in targets, start and momentum: one spectrum, many weights p.
-Without momentum $L_T$ is convex and the optimum is `Quadratic.optimal_rate`. With it
-$L_T(\eta) = L_\infty + \sum_i p_i c_T(\eta\lambda_i)^2$ has many local minima; the
-global one is found from a grid that resolves every oscillation of $c_T$.
+$L_T(\eta) = L_\infty + \sum_i p_i c_T(\eta\lambda_i)^2$ oscillates in η. Its global
+minimum is found from a grid that resolves every oscillation of $c_T$: NumPy, on the
+host, for many runs on one spectrum at once.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from metalr.theory import Quadratic, momentum as theory
+from . import momentum as theory
+from ._checks import check_steps
 
 Momentum: TypeAlias = Literal["heavy_ball", "nesterov"]
 
@@ -34,76 +32,19 @@ _CHUNKS = (256, 4096, 32768)
 """Values of u that one compiled program takes: one compilation serves all data sets."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
-    """A regression with its singular directions, shared by all runs on it.
-
-    Attributes:
-        X: inputs (n, d).
-        t: targets (n,), before any noise.
-        left: the singular directions in the range of X, (n, k).
-        eigenvalues: of the Hessian along them, ascending.
-        tolerance: what counts as rounding, as in `Quadratic.from_regression`.
-    """
-
-    X: np.ndarray
-    t: np.ndarray
-    left: np.ndarray
-    eigenvalues: np.ndarray
-    tolerance: float
-
-    @classmethod
-    def of(cls, X: Any, t: Any) -> "Problem":
-        """From a singular value decomposition of X, once for all runs."""
-        X, t = np.asarray(X), np.asarray(t)
-        left, singular, _ = np.linalg.svd(X, full_matrices=False)
-        tolerance = 10.0 * max(X.shape) * float(np.finfo(X.dtype).eps)
-        left = left[:, singular > tolerance * np.max(singular, initial=0.0)]
-        eigenvalues = 2.0 / len(t) * np.sum((X.T @ left) ** 2, axis=0)
-        order = np.argsort(eigenvalues)
-        return cls(X, t, left[:, order], eigenvalues[order], tolerance)
-
-    def runs(self, t: np.ndarray, w0: np.ndarray) -> "Runs":
-        """`Quadratic.from_regression` of each row of targets (B, n) and starts (B, d).
-
-        Directions along which a start is optimal stay, with weight 0, so that all have
-        one shape; every sum is the same.
-        """
-        a = w0 @ self.X.T - t
-        along = a @ self.left
-        outside = a - along @ self.left.T
-        size = self.tolerance * np.linalg.norm(a, axis=1)
-        active = np.abs(along) > size[:, None]
-        in_range = np.linalg.norm(outside, axis=1) <= size
-        minimum = np.where(in_range, 0.0, np.mean(outside**2, axis=1))
-        weights = np.where(active, along**2 / len(self.t), 0.0)
-        return Runs(self.eigenvalues, weights, minimum.astype(self.X.dtype))
-
-
-class Runs(NamedTuple):
-    """What `Quadratic` holds, of B runs on one data set."""
-
-    eigenvalues: Any  # (k,)
-    weights: Any  # (B, k)
-    minimum: Any  # (B,)
-
-    def one(self) -> Quadratic:
-        """The quadratic of a single run (inside `vmap`, or of one row)."""
-        return Quadratic(
-            eigenvalues=jnp.asarray(self.eigenvalues),
-            weights=jnp.asarray(self.weights),
-            minimum=jnp.asarray(self.minimum),
-        )
-
-
-_AXES = Runs(None, 0, 0)
-
-
 class Optimum(NamedTuple):
     """Where each run's loss is least; leading axis: the runs. nan: nothing to learn."""
 
     rate: np.ndarray
     minima: np.ndarray  # local minima of L_T
+
+
+class Spectrum(NamedTuple):
+    """B runs on one spectrum: what `Quadratic` holds of each."""
+
+    eigenvalues: Any  # (k,)
+    weights: Any  # (B, k), 0 where a start is optimal
+    minimum: Any  # (B,)
 
 
 class Local(NamedTuple):
@@ -114,21 +55,8 @@ class Local(NamedTuple):
     curvature: Any
 
 
-def gradient_descent(runs: Runs, steps: int) -> Optimum:
-    """η*_T of each run: L_T is convex, there is one."""
-    some = np.any(runs.weights > 0.0, axis=1)
-    rates = np.full(len(some), np.nan)
-    if np.any(some):
-        rates = np.where(some, _optimal_rates(runs, steps), np.nan)
-    return Optimum(rates, some.astype(int))
-
-
-def with_momentum(
-    problem: Problem,
-    runs: Runs,
-    optimizer: Momentum,
-    momentum: np.ndarray,
-    steps: int,
+def momentum_optima(
+    runs: Spectrum, method: Momentum, momentum: np.ndarray, steps: int
 ) -> Optimum:
     r"""The global minimum of each run's loss, and how many local ones there are.
 
@@ -139,57 +67,61 @@ def with_momentum(
     minimum; the lowest few are located by Newton's method, and the best is taken.
     Memory: 16 bytes for each of about $3T\log(\eta_{high}/\eta_{low})$ grid points and
     each eigenvalue.
+
+    Args:
+        runs: the runs.
+        method: "heavy_ball" or "nesterov", from rest.
+        momentum: α in [0, 1) of each run, (B,).
+        steps: number of updates T ≥ 1.
+
+    Returns:
+        The rate of each run, nan where all its weights are 0, and its local minima.
+
+    Raises:
+        ValueError: if `method` is unknown, a momentum out of range, or `steps` no
+            int ≥ 1.
     """
+    check_steps(steps, least=1)
+    if method not in _FACTORS:
+        msg = f"method = {method!r} must be one of {', '.join(_FACTORS)}"
+        raise ValueError(msg)
+    if not np.all((momentum >= 0.0) & (momentum < 1.0)):
+        msg = f"momentum = {momentum} must be in [0, 1)"
+        raise ValueError(msg)
     rates = np.full(len(momentum), np.nan)
     minima = np.zeros(len(momentum), int)
-    if problem.eigenvalues.size == 0:
+    if runs.eigenvalues.size == 0:
         return Optimum(rates, minima)
     for value in np.unique(momentum):
         rows = np.flatnonzero(momentum == value)
-        some = Runs(runs.eigenvalues, runs.weights[rows], runs.minimum[rows])
-        table = _table(problem, optimizer, float(value), steps)
+        some = Spectrum(runs.eigenvalues, runs.weights[rows], runs.minimum[rows])
+        key = (tuple(runs.eigenvalues.tolist()), str(runs.eigenvalues.dtype))
+        table = _table(*key, method, float(value), steps)
         brackets, minima[rows] = _brackets(table, some.weights)
-        located = _locate(some, brackets, optimizer, value, steps)
+        located = _locate(some, brackets, method, float(value), steps)
         rates[rows] = np.where(minima[rows] > 0, located, np.nan)
     return Optimum(rates, minima)
 
 
-def at(
-    runs: Runs,
-    optimizer: Literal["sgd"] | Momentum,
+def momentum_local(
+    runs: Spectrum,
+    method: Momentum,
     rates: np.ndarray,
     momentum: np.ndarray,
     steps: int,
 ) -> Local:
-    """What the closed form says of each run (B,) at its rate.
+    """Loss, slope and curvature of each run (B,) at its rate, to any scale of rates.
 
-    Of several rates a run, (B, K), with `momentum` (B, 1): an array of that shape.
+    Of several rates a run, (B, K), with `momentum` (B, 1): arrays of that shape.
     """
-    if optimizer == "sgd":
-        return Local(*(np.asarray(x) for x in _plain(runs, jnp.asarray(rates), steps)))
     terms = _terms(
-        rates[..., None] * runs.eigenvalues, momentum[..., None], optimizer, steps
+        rates[..., None] * runs.eigenvalues, momentum[..., None], method, steps
     )
     weights = runs.weights.reshape(len(rates), *(1,) * (rates.ndim - 1), -1)
     minimum = runs.minimum.reshape(len(rates), *(1,) * (rates.ndim - 1))
     with np.errstate(invalid="ignore"):  # an exploding run times a weight of 0
         value, slope, curvature = (np.sum(weights * x, axis=-1) for x in terms)
     return Local(minimum + value, slope / rates, curvature / rates**2)
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _optimal_rates(runs: Runs, steps: int) -> jax.Array:
-    return jax.vmap(lambda run: run.one().optimal_rate(steps), in_axes=(_AXES,))(runs)
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _plain(runs: Runs, rates: jax.Array, steps: int) -> Local:
-    def one(run: Runs, rate: jax.Array) -> Local:
-        quadratic = run.one()
-        forms = (quadratic.loss, quadratic.slope, quadratic.curvature)
-        return Local(*(form(rate, steps) for form in forms))
-
-    return jax.vmap(one, in_axes=(_AXES, 0))(runs, rates)
 
 
 class _Table(NamedTuple):
@@ -202,12 +134,12 @@ class _Table(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _table(
-    problem: Problem, optimizer: Momentum, momentum: float, steps: int
+    values: tuple[float, ...], dtype: str, method: Momentum, momentum: float, steps: int
 ) -> _Table:
-    dtype = problem.eigenvalues.dtype
-    rates = _grid(problem.eigenvalues, optimizer, momentum, steps).astype(dtype)
-    u = rates[:, None] * problem.eigenvalues
-    squares, slopes, _ = _terms(u, np.asarray(momentum, dtype), optimizer, steps)
+    eigenvalues = np.asarray(values, dtype)
+    rates = _grid(eigenvalues, method, momentum, steps).astype(dtype)
+    u = rates[:, None] * eigenvalues
+    squares, slopes, _ = _terms(u, np.asarray(momentum, dtype), method, steps)
     # Where the run explodes there is no minimum: any huge number will do.
     huge = np.sqrt(np.finfo(dtype).max)
     return _Table(
@@ -217,7 +149,7 @@ def _table(
 
 
 def _terms(
-    u: np.ndarray, momentum: np.ndarray, optimizer: Momentum, steps: int
+    u: np.ndarray, momentum: np.ndarray, method: Momentum, steps: int
 ) -> tuple[np.ndarray, ...]:
     """$c_T(u)^2$, and u and u² times its derivatives, each in the shape of u."""
     flat = u.ravel()
@@ -226,20 +158,20 @@ def _terms(
     padded[0, : flat.size] = flat
     padded[1, : flat.size] = np.broadcast_to(momentum, u.shape).ravel()
     parts = [
-        _compiled_terms(*padded[:, begin : begin + chunk], optimizer, steps)
+        _compiled_terms(*padded[:, begin : begin + chunk], method, steps)
         for begin in range(0, padded.shape[1], chunk)
     ]
     whole = (np.concatenate(part) for part in zip(*parts, strict=True))
     return tuple(part[: flat.size].reshape(u.shape) for part in whole)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
+@functools.partial(jax.jit, static_argnames=("method", "steps"))
 def _compiled_terms(
-    u: jax.Array, momentum: jax.Array, optimizer: Momentum, steps: int
+    u: jax.Array, momentum: jax.Array, method: Momentum, steps: int
 ) -> tuple[jax.Array, ...]:
     def one(u: jax.Array, momentum: jax.Array) -> tuple[jax.Array, ...]:
         def squares(x: jax.Array) -> jax.Array:
-            return _FACTORS[optimizer](x, momentum, steps) ** 2
+            return _FACTORS[method](x, momentum, steps) ** 2
 
         def slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             value, slope = jax.jvp(squares, (x,), (u,))
@@ -252,15 +184,15 @@ def _compiled_terms(
 
 
 def _grid(
-    eigenvalues: np.ndarray, optimizer: Momentum, momentum: float, steps: int
+    eigenvalues: np.ndarray, method: Momentum, momentum: float, steps: int
 ) -> np.ndarray:
     """Rates that resolve the oscillations: even in log η, and in their angle."""
     # −c_T'(0): how far T steps go along a constant gradient.
-    counts = np.arange(1, steps + 1) + (optimizer == "nesterov")
+    counts = np.arange(1, steps + 1) + (method == "nesterov")
     reach = np.sum((1.0 - momentum**counts) / (1.0 - momentum))
     angles = np.linspace(0.0, np.pi, _PER_OSCILLATION * steps + 1)
     root = np.sqrt(momentum)
-    if optimizer == "heavy_ball":
+    if method == "heavy_ball":
         top = (1.0 + root) ** 2
         oscillating = 1.0 + momentum - 2.0 * root * np.cos(angles)
     else:
@@ -291,9 +223,9 @@ def _brackets(table: _Table, weights: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _locate(
-    runs: Runs,
+    runs: Spectrum,
     brackets: np.ndarray,
-    optimizer: Momentum,
+    method: Momentum,
     momentum: float,
     steps: int,
 ) -> np.ndarray:
@@ -305,7 +237,7 @@ def _locate(
     alphas = np.full((len(low), 1), momentum, low.dtype)
     rates = 0.5 * (low + high)
     for _ in range(_REFINEMENTS):
-        here = at(runs, optimizer, rates, alphas, steps)
+        here = momentum_local(runs, method, rates, alphas, steps)
         falls = here.slope < 0.0
         low, high = np.where(falls, rates, low), np.where(falls, high, rates)
         step = here.slope / np.where(here.curvature > 0.0, here.curvature, np.inf)
@@ -316,6 +248,6 @@ def _locate(
         rates = proposed
         if np.all(settled):
             break
-    losses = at(runs, optimizer, rates, alphas, steps).loss
+    losses = momentum_local(runs, method, rates, alphas, steps).loss
     best = np.argmin(losses, axis=1)
     return np.take_along_axis(rates, best[:, None], axis=1)[:, 0]

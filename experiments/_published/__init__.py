@@ -1,0 +1,1 @@
+"""The rows of the experiment `published`, one module a kind of figure."""
