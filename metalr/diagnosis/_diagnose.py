@@ -216,9 +216,9 @@ def diagnose(
 class _Seen(NamedTuple):
     """All that was computed; numpy arrays."""
 
-    steps: Steps
-    ends: Ends
-    parts: Parts
+    steps: Any  # Steps
+    ends: Any  # Ends
+    parts: Any  # Parts
     moved_totals: np.ndarray
     metasmoothness: float
 

@@ -54,7 +54,7 @@ class Pass(NamedTuple):
     iterations: int
     fresh: list[Array]  # a tangent of norm 1 that moves the weights alone
     noise: Array  # the same as a vector
-    count: int  # of leaves of the state that are weights; they lead
+    leading: int  # so many leaves of the state are weights; they lead
 
 
 class Carry(NamedTuple):
@@ -119,7 +119,7 @@ def _step(same: Pass, carry: Carry, index: Array) -> tuple[Carry, Steps]:
         residual=seen.residual,
         edge=seen.edge,
         growth=jnp.log(size),
-        tangent=norm(own[: same.count]),
+        tangent=norm(own[: same.leading]),
         finite_params=all_finite(floats_of(new)[0]),
         finite_tangent=all_finite(own),
     )

@@ -282,9 +282,9 @@ def two_rates(h):
 def counted(h):
     """Python numbers in the state."""
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         rate = h / (1 + state["n"])
-        return jax.tree.map(lambda g: -rate * g, grads), {"n": state["n"] + 1}
+        return jax.tree.map(lambda g: -rate * g, updates), {"n": state["n"] + 1}
 
     return optax.GradientTransformation(lambda params: {"n": 0}, update)
 
@@ -300,7 +300,7 @@ OPTIMIZERS = {
 
 
 def fourth(params, hyper, batch):
-    return sum(jnp.sum(params[name] ** 4) for name in ("a", "b"))
+    return jnp.sum(params["a"] ** 4) + jnp.sum(params["b"] ** 4)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -442,7 +442,9 @@ def test_at_the_best_rate_a_small_derivative_is_no_sign_of_kinks():
     """There dL/dη is nearly 0: a move of the start changes it by its own size."""
     L = quadratic(steps=3)
     exact = Quadratic.from_regression(X, T, jnp.ones(5))
-    best = scipy.optimize.brentq(lambda r: float(exact.slope(r, 3)), 1e-3, 1.9 / SHARP)
+    best: Any = scipy.optimize.brentq(
+        lambda r: float(exact.slope(r, 3)), 1e-3, 1.9 / SHARP
+    )
     d = metalr.diagnose(L, best * (1 + 1e-4), iterations=1)
     changes = np.abs(d.moved_totals - d.total) / abs(d.total)
     assert changes[-1] > 0.1
