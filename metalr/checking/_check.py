@@ -96,7 +96,7 @@ def check_hypergrad(
         >>> engines = [metalr.Reverse(), metalr.Forward()]
         >>> check = metalr.check_hypergrad(L, 0.125, engines=engines)
         >>> print(check.verdict, check.grad, len(check.rows))
-        agrees -6.75 5
+        agrees -6.75 6
 
     References:
         Ridders (1982), Accurate computation of F'(x) and F'(x)F''(x). Griewank, Walther

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from ..hypergrad import (
     Forward,
     Implicit,
     Mixed,
+    PrecisionWarning,
     Reverse,
     Reversible,
     Truncated,
@@ -50,23 +52,32 @@ def measure(
     objective: Objective, hyper: Hyper, engine: Engine, limit: float = math.inf
 ) -> Row:
     """Compile and run one engine; what goes wrong is in the row."""
-    row = Row(str(engine))
     try:
-        program = jax.jit(lambda o, h: hypergradient(o, h, engine))
-        compiled = program.lower(as_pytree(objective), hyper).compile()
-        accounting: Any = compiled.memory_analysis()
-        memory = accounting.temp_size_in_bytes
-        row = row._replace(temp_bytes=memory)
-        if memory > limit:
-            reason = f"needs {memory} bytes, memory_limit is {limit:.0f}"
-            return row._replace(status="out of memory", reason=reason)
-        jax.block_until_ready(compiled(as_pytree(objective), hyper))
-        start = time.perf_counter()
-        result = compiled(as_pytree(objective), hyper)
-        jax.block_until_ready(result)
-        row = row._replace(seconds=time.perf_counter() - start)
-        verify(engine, result)
+        with warnings.catch_warnings():  # the check itself says which dtype limits it
+            warnings.simplefilter("ignore", PrecisionWarning)
+            return _measured(objective, hyper, engine, limit)
     except Exception as error:  # noqa: BLE001 (whatever goes wrong is what is reported)
+        return Row(str(engine), status=_failure(error), reason=first_line(error))
+
+
+def _measured(objective: Objective, hyper: Hyper, engine: Engine, limit: float) -> Row:
+    point = as_pytree(objective), hyper
+    program = jax.jit(lambda o, h: hypergradient(o, h, engine))
+    compiled = program.lower(*point).compile()
+    accounting: Any = compiled.memory_analysis()
+    memory = accounting.temp_size_in_bytes
+    row = Row(str(engine), temp_bytes=memory)
+    if memory > limit:
+        reason = f"needs {memory} bytes, memory_limit is {limit:.0f}"
+        return row._replace(status="out of memory", reason=reason)
+    jax.block_until_ready(compiled(*point))
+    start = time.perf_counter()
+    result = compiled(*point)
+    jax.block_until_ready(result)
+    row = row._replace(seconds=time.perf_counter() - start)
+    try:
+        verify(engine, result)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
         return row._replace(status=_failure(error), reason=first_line(error))
     biased = not _is_exact_engine(engine, objective) or hasattr(
         result, "standard_error"
