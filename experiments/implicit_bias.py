@@ -97,6 +97,13 @@ def run(config: Config) -> Iterator[Record]:
             yield _on_data(config, name, problem, largest, title)
 
 
+def headline(records: Sequence[Record]) -> str:
+    """How far from the minimum norm each optimizer ends, on the real data."""
+    last = [record for record in records if record["table"] == records[-1]["table"]]
+    parts = [f"{r['optimizer']} {r['excess_norm']:.2g}" for r in last if r["converged"]]
+    return f"norm above the least: {', '.join(parts)}"
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """The runs in the plane, with the solution line; the norm of w over steps."""
     plane = [r for r in records if r.get("path") and len(r["x"]) == 2]

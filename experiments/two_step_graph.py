@@ -83,6 +83,12 @@ def run(config: Config) -> Iterator[Record]:
         }
 
 
+def headline(records: Sequence[Record]) -> str:
+    """What a further step costs plain reverse mode."""
+    kept = [record for record in records if "bytes_per_step" in record]
+    return f"{kept[-1]['bytes_per_step']:.4g} bytes a step to T = {kept[-1]['T']}"
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """The graph, and the bytes kept against the horizon."""
     figure, (left, right) = panels(2)

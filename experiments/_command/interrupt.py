@@ -26,14 +26,19 @@ _SIGNALED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 _asked: list[int] = []
 
+_heard: list[bool] = []  # not empty while a command line listens
+
 
 class Terminated(BaseException):
     """SIGTERM, raised in the main thread as KeyboardInterrupt is."""
 
 
-def asked() -> bool:
-    """Whether this process has been asked to end: what is raised then is no failure."""
-    return bool(_asked)
+def wanted(error: BaseException) -> bool:
+    """Whether this process was asked to end, so that the error is no failure.
+
+    Where no command line listens for signals, KeyboardInterrupt is taken for Ctrl-C.
+    """
+    return bool(_asked) or (isinstance(error, KeyboardInterrupt) and not _heard)
 
 
 def entry(main: Callable[[], int]) -> NoReturn:
@@ -74,9 +79,11 @@ def _listening() -> Iterator[None]:
         if signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
     }
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    _heard.append(True)
     try:
         yield
     finally:
+        _heard.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)

@@ -5,10 +5,9 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from experiments._command.config import digest
 from experiments._command.experiment import ExperimentConfig
@@ -20,7 +19,7 @@ def origin(config: ExperimentConfig) -> dict[str, Any]:
     """What this process, as it is now, makes of a config."""
     return {
         **_process(),
-        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+        **_devices(),
         "seed": config.seed,
         "config_hash": digest(config),
     }
@@ -34,15 +33,28 @@ def _process() -> dict[str, Any]:
         "git_dirty": changes not in ("", None),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "device": [device.device_kind for device in jax.devices()],
-        "backend": jax.default_backend(),
         "host": platform.node(),
         "process": os.getpid(),
     }
 
 
+def _devices() -> dict[str, Any]:
+    """What JAX computes on; nothing where the experiment has not imported it."""
+    if "jax" not in sys.modules:
+        return {"x64": None, "device": [], "backend": None}
+    import jax
+
+    return {
+        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+        "device": [device.device_kind for device in jax.devices()],
+        "backend": jax.default_backend(),
+    }
+
+
 def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    # Without a lock: a sweep's process may be killed at any moment, git with it.
+    here = ("-C", str(Path(__file__).parent))
+    command = ["git", "--no-optional-locks", *here, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import metalr
-
 _PRESENTATION = ("experiments._command", "experiments._report")
 """What experiments import that cannot change a result: it only runs and shows them.
 `config` is one: what it makes of a config is in the key of the result, validated."""
@@ -39,7 +37,10 @@ def _shows(name: str) -> bool:
 
 
 def _library() -> dict[str, Path]:
-    root = Path(metalr.__file__).parent
+    spec = importlib.util.find_spec("metalr")  # importing it would import JAX
+    assert spec
+    assert spec.origin
+    root = Path(spec.origin).parent
     files = root.rglob("*.py")
     return {f"metalr/{path.relative_to(root).as_posix()}": path for path in files}
 

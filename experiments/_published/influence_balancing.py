@@ -19,9 +19,9 @@ def rows(
     *, steps: int, pairs: int, sigma: float, windows: Sequence[int], seed: int
 ) -> Iterator[Row]:
     """Every figure that the paper prints of its example, and ours."""
-    loss, optimizer, params = influence_balancing()
+    step, init, value_of = influence_balancing()
     theta = 0.5
-    objective = metalr.Unrolled(loss, optimizer, params, steps=steps)
+    objective = metalr.Rollout(step, init, value=value_of, steps=steps)
     value, derivative = metalr.hypergradient(objective, theta)
     yield compared("loss at θ = 0.5", exact(8), float(value), 1e-9)
     yield compared("exact derivative", exact(24), float(derivative), 1e-9)
@@ -32,7 +32,13 @@ def rows(
     ).hyper
     yield compared("θ*, learned", exact(-1 / 6), float(learned), 1e-9)
     # One θ a step: the sum over the last K of their derivatives is the truncated one.
-    each = metalr.Unrolled(loss, metalr.per_step(optimizer), params, steps=steps)
+    each = metalr.Rollout(
+        lambda state, thetas, index: step(state, thetas[index], None),
+        init,
+        value=value_of,
+        steps=steps,
+        inputs=lambda index: index,
+    )
     by_step = metalr.hypergradient(each, jnp.full(steps, theta)).grad
     sums = np.cumsum(np.asarray(by_step)[::-1])
     for last, published, error in (

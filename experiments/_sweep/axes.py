@@ -24,7 +24,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Any, Self, TypeAlias
 
 import numpy as np
@@ -43,7 +43,8 @@ from experiments._sweep.conditions import Condition
 MAX_POINTS = 1_000_000
 """A product beyond this is taken for a mistake."""
 
-Number: TypeAlias = int | FiniteFloat
+Int: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number: TypeAlias = Int | FiniteFloat
 NonEmpty: TypeAlias = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -53,15 +54,24 @@ class Range(Model):
     range: tuple[Number, Number, Number]
 
     def values(self) -> list[Any]:
-        """The values, in decimal arithmetic: 0.3, not 0.30000000000000004."""
-        start, stop, step = (Decimal(repr(number)) for number in self.range)
+        """The values, in exact arithmetic: 0.3, not 0.30000000000000004."""
+        start, _, step = self._exact()
         kind = int if all(isinstance(number, int) for number in self.range) else float
-        count = max(0, math.ceil((stop - start) / step))
-        return [kind(start + index * step) for index in range(count)]
+        return [kind(start + index * step) for index in range(self.count())]
+
+    def count(self) -> int:
+        """How many, without making them."""
+        start, stop, step = self._exact()
+        return max(0, math.ceil((stop - start) / step))
+
+    def _exact(self) -> tuple[Fraction, Fraction, Fraction]:
+        """As they are written."""
+        start, stop, step = (Fraction(repr(number)) for number in self.range)
+        return start, stop, step
 
     @model_validator(mode="after")
     def _has_values(self) -> Self:
-        if self.range[2] == 0 or not self.values():
+        if self.range[2] == 0 or self.count() == 0:
             msg = "must be [start, stop, step] with at least one value before stop"
             raise ValueError(msg)
         return self
@@ -76,6 +86,15 @@ class Linspace(Model):
         """The values."""
         return np.linspace(*self.linspace).tolist()
 
+    def count(self) -> int:
+        """How many, without making them."""
+        return self.linspace[2]
+
+    @model_validator(mode="after")
+    def _is_finite(self) -> Self:
+        _check_span(*self.linspace[:2])
+        return self
+
 
 class LogRange(Model):
     """With a constant ratio, both ends included."""
@@ -88,6 +107,10 @@ class LogRange(Model):
         """The values."""
         return np.geomspace(*self.log_range).tolist()
 
+    def count(self) -> int:
+        """How many, without making them."""
+        return self.log_range[2]
+
 
 class Uniform(Model):
     """Evenly distributed between low and high."""
@@ -98,6 +121,11 @@ class Uniform(Model):
         """From numbers evenly distributed on [0, 1)."""
         low, high = self.uniform
         return (low + unit * (high - low)).tolist()
+
+    @model_validator(mode="after")
+    def _is_finite(self) -> Self:
+        _check_span(*self.uniform)
+        return self
 
 
 class LogUniform(Model):
@@ -114,7 +142,7 @@ class LogUniform(Model):
 class Integers(Model):
     """Whole numbers, both ends included, all equally likely."""
 
-    integers: tuple[int, int]
+    integers: tuple[Int, Int]
 
     def draw(self, unit: np.ndarray) -> list[Any]:
         """From numbers evenly distributed on [0, 1)."""
@@ -130,6 +158,12 @@ class Choice(Model):
     def draw(self, unit: np.ndarray) -> list[Any]:
         """From numbers evenly distributed on [0, 1)."""
         return [self.choice[int(u * len(self.choice))] for u in unit]
+
+
+def _check_span(low: float, high: float) -> None:
+    if not math.isfinite(float(high) - float(low)):
+        msg = f"from {low!r} to {high!r} is further than a float can say"
+        raise ValueError(msg)
 
 
 def _kind(value: Any) -> str | None:
@@ -210,12 +244,13 @@ class Sweep(Model):
             msg = "experiment cannot be an axis: one sweep, one experiment"
             raise ValueError(msg)
         for axes in self.zip:
-            lengths = {name: len(values(axis)) for name, axis in axes.items()}
+            lengths = {name: count(axis) for name, axis in axes.items()}
             if len(set(lengths.values())) > 1:
                 msg = f"zipped axes must have equal lengths, not {lengths}"
                 raise ValueError(msg)
         if self.count() > MAX_POINTS:
-            msg = f"{self.count():,} points; at most {MAX_POINTS:,} are allowed"
+            number = f"{self.count():,}" if self.count() < 10**30 else "far too many"
+            msg = f"{number} points; at most {MAX_POINTS:,} are allowed"
             raise ValueError(msg)
         return self
 
@@ -230,8 +265,8 @@ class Sweep(Model):
 
     def count(self) -> int:
         """Points, before exclusion."""
-        lengths = [len(values(axis)) for axis in self.axes.values()]
-        lengths += [len(values(next(iter(axes.values())))) for axes in self.zip]
+        lengths = [count(axis) for axis in self.axes.values()]
+        lengths += [count(next(iter(axes.values()))) for axes in self.zip]
         lengths += [self.random.samples] if self.random else []
         return math.prod(lengths) * (self.seeds or 1)
 
@@ -255,6 +290,11 @@ def flatten(section: Any) -> Any:
 def values(axis: Any) -> list[Any]:
     """The values of an axis, in order."""
     return axis if isinstance(axis, list) else axis.values()
+
+
+def count(axis: Any) -> int:
+    """How many values an axis has, without making them."""
+    return len(axis) if isinstance(axis, list) else axis.count()
 
 
 def assignments(sweep: Sweep, seed: Any = 0) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -43,10 +44,18 @@ def batches(
     for group in groups.values():
         length = most
         if subject.point_bytes is not None:
-            length = min(most, memory // max(1, subject.point_bytes(group[0].config)))
+            length = min(most, memory // _bytes(subject.point_bytes, group[0]))
         count = math.ceil(len(group) / max(1, length))
         ends = [round(index * len(group) / count) for index in range(count + 1)]
         yield from (group[a:b] for a, b in itertools.pairwise(ends))
+
+
+def _bytes(point_bytes: Callable[[Any], int], point: Point) -> int:
+    """Of a point; where that cannot be told, it runs alone and says why."""
+    try:
+        return max(1, int(point_bytes(point.config)))
+    except Exception:  # noqa: BLE001 (anybody's code)
+        return sys.maxsize
 
 
 def program(subject: Experiment, content: dict[str, Any]) -> str:

@@ -2,19 +2,20 @@
 
 import datetime as dt
 import importlib
-import json
+import os
+import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
-
 from experiments._command.config import ConfigError, validate
 from experiments._command.experiment import ExperimentConfig, experiment
+from experiments._command.interrupt import wanted
 from experiments._command.provenance import origin
 from experiments._command.sources import code_version
+from experiments._sweep.boundary import error_text, plain
 
 
 class Job(NamedTuple):
@@ -39,7 +40,8 @@ class Outcome(NamedTuple):
     finished_at: str = ""
 
 
-Point: TypeAlias = tuple[str, ExperimentConfig]
+Point: TypeAlias = tuple[str, dict[str, Any]]
+"""A key, and the config's content."""
 
 
 class WrongCode(ConfigError):
@@ -55,49 +57,70 @@ def compute(job: Job) -> Iterator[Outcome]:
     Raises:
         WrongCode: if this process imports other sources than the driver.
     """
-    module = importlib.import_module(job.module)
+    try:
+        module = importlib.import_module(job.module)
+    except Exception as error:
+        msg = (
+            f"a worker cannot import {job.module} ({type(error).__name__}: {error}): "
+            "install the same metalr there"
+        )
+        raise WrongCode(msg) from error
     if code_version(module) != job.code:
         msg = (
             f"a worker has code version {code_version(module)} of {job.module} "
             f"({module.__file__}), the driver {job.code}: install the same metalr there"
         )
         raise WrongCode(msg)
-    points = [
-        (key, validate(module.Config, config))
-        for key, config in zip(job.keys, job.configs, strict=True)
-    ]
+    points = list(zip(job.keys, job.configs, strict=True))
     delivered = 0
     if len(points) > 1 and experiment(module).run_batch is not None:
         for outcome in _batched(module, points):
             yield outcome
             delivered += 1
-    for key, config in points[delivered:]:
-        yield _alone(module, key, config)
+    for key, content in points[delivered:]:
+        yield _alone(module, key, content)
 
 
 def _batched(module: ModuleType, points: Sequence[Point]) -> Iterator[Outcome]:
-    configs = [config for _, config in points]
-    wide, start = _x64(configs[0]), time.perf_counter()
-    try:
-        results = _stepwise(lambda: module.run_batch(configs), wide)
-        for (key, config), records in zip(points, results, strict=False):
-            kept = _plain(records)
-            elapsed = time.perf_counter() - start
-            # One program computes all: what it took is shared.
-            yield _finished(module, key, config, kept, elapsed / len(points))
-    except (Exception, SystemExit):  # noqa: BLE001 (each is then run alone, and says why)
-        return
-
-
-def _alone(module: ModuleType, key: str, config: ExperimentConfig) -> Outcome:
+    """As far as it goes: those that do not come are then run alone, and say why."""
     start = time.perf_counter()
+    results: Iterator[Any] | None = None
+    for key, content in points:
+        try:
+            if results is None:
+                results = _together(module, [content for _, content in points])
+            config, records = next(results)
+            kept = plain(records)
+        except BaseException as error:  # whatever it is: a point's failure is its row
+            if wanted(error):
+                raise
+            return
+        elapsed = time.perf_counter() - start
+        # One program computes all: what it took is shared.
+        yield _finished(module, key, config, kept, elapsed / len(points))
+
+
+def _together(
+    module: ModuleType, contents: Sequence[dict[str, Any]]
+) -> Iterator[tuple[ExperimentConfig, Any]]:
+    """Each config with its records."""
+    configs = [validate(module.Config, content) for content in contents]
+    results = _stepwise(lambda: module.run_batch(configs), _x64(configs[0]))
+    return zip(configs, results, strict=False)
+
+
+def _alone(module: ModuleType, key: str, content: dict[str, Any]) -> Outcome:
+    start, config = time.perf_counter(), None
     try:
-        records = _plain(_stepwise(lambda: module.run(config), _x64(config)))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (recorded)
+        config = validate(module.Config, content)
+        records = plain(_stepwise(lambda: module.run(config), _x64(config)))
+    except BaseException as error:
+        if wanted(error):
+            raise
         return Outcome(
             key,
             "failed",
-            error=traceback.format_exc(),
+            error=error_text(error),
             provenance=_provenance(module, config),
             seconds=time.perf_counter() - start,
             final=isinstance(error, ConfigError),
@@ -124,17 +147,24 @@ def _finished(
     )
 
 
-def _provenance(module: ModuleType, config: ExperimentConfig) -> dict[str, Any]:
-    with jax.enable_x64(_x64(config)):
-        return origin(config) | {"code_version": code_version(module)}
+def _provenance(module: ModuleType, config: ExperimentConfig | None) -> dict[str, Any]:
+    """What can be told, where the machine itself is at fault."""
+    found: dict[str, Any] = {"code_version": code_version(module)}
+    try:
+        if config is not None:
+            with _precision(_x64(config)):
+                found |= origin(config)
+    except Exception as error:  # noqa: BLE001 (such as a device that does not start)
+        found["unknown"] = f"{type(error).__name__}: {error}"[:200]
+    return found
 
 
 def _stepwise(make: Callable[[], Iterable[Any]], wide: bool) -> Iterator[Any]:
     """Iterate with x64 set as the config asks, and as it was in between."""
-    with jax.enable_x64(wide):
+    with _precision(wide):
         iterator = iter(make())
     while True:
-        with jax.enable_x64(wide):
+        with _precision(wide):
             try:
                 item = next(iterator)
             except StopIteration:
@@ -142,13 +172,27 @@ def _stepwise(make: Callable[[], Iterable[Any]], wide: bool) -> Iterator[Any]:
         yield item
 
 
+@contextmanager
+def _precision(wide: bool) -> Iterator[None]:
+    """JAX with or without x64: what is imported, or what will be, if any is."""
+    if "jax" in sys.modules:
+        import jax
+
+        with jax.enable_x64(wide):
+            yield
+        return
+    before = os.environ.get("JAX_ENABLE_X64")
+    os.environ["JAX_ENABLE_X64"] = str(int(wide))  # read at its import
+    try:
+        yield
+    finally:
+        del os.environ["JAX_ENABLE_X64"]
+        if before is not None:
+            os.environ["JAX_ENABLE_X64"] = before
+
+
 def _x64(config: ExperimentConfig) -> bool:
     return config.dtype == "float64"
-
-
-def _plain(records: Iterable[Any]) -> list[dict[str, Any]]:
-    """Records as the store keeps them; what JSON cannot hold fails here."""
-    return json.loads(json.dumps(list(records)))
 
 
 def now() -> str:

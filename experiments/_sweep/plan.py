@@ -1,5 +1,6 @@
 """A sweep before it runs: its config, every point validated, what each would do."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -101,7 +102,7 @@ def _points(
     excluded, wrong, seen = 0, 0, set()
     code, name = code_version(module), short_name(module)
     for changes in assignments(sweep, base.get("seed", 0)):
-        given = json.loads(json.dumps(base, default=str))
+        given = copy.deepcopy(dict(base))
         for key, value in changes.items():
             put(given, key, value)
         problem, fields, content, config = None, dotted(given), given, None

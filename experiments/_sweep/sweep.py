@@ -138,11 +138,9 @@ def _rows(
 
 
 def _jobs(plan: Plan, points: Sequence[Point]) -> Iterator[Job]:
-    from metalr.profiling import parse_bytes
-
     executor = plan.sections.executor
-    memory = parse_bytes(executor.memory_limit)
-    for batch in batches(plan.module, points, memory=memory, most=executor.batch):
+    options = {"memory": executor.memory, "most": executor.batch}
+    for batch in batches(plan.module, points, **options):
         yield _job(plan, batch)
 
 

@@ -12,14 +12,13 @@ from .._types import Hyper, Objective
 from ..hypergrad import (
     Engine,
     Forward,
-    Implicit,
     Mixed,
     PrecisionWarning,
     Reverse,
     Reversible,
-    Truncated,
     hypergradient,
 )
+from ..hypergrad.facts import is_exact
 from ..hypergrad.hypergradient import as_pytree, verify
 from ..runs.run import is_run
 from ..runs.unrolled import Unrolled
@@ -79,10 +78,7 @@ def _measured(objective: Objective, hyper: Hyper, engine: Engine, limit: float) 
         verify(engine, result)
     except (ArithmeticError, RuntimeError, ValueError) as error:
         return row._replace(status=_failure(error), reason=first_line(error))
-    biased = not _is_exact_engine(engine, objective) or hasattr(
-        result, "standard_error"
-    )
-    status = "biased" if biased else "agrees"
+    status = "agrees" if is_exact(engine, objective) else "biased"
     grad = jax.tree.map(np.asarray, result.grad)
     return row._replace(value=float(result.value), grad=grad, status=status)
 
@@ -98,9 +94,3 @@ def _failure(error: Exception) -> Status:
 def first_line(error: Exception) -> str:
     text = " ".join(str(error).split("\n\n")[0].split())
     return text if len(text) <= 160 else text[:157] + "..."
-
-
-def _is_exact_engine(engine: Engine, objective: Objective) -> bool:
-    if isinstance(engine, Truncated):
-        return isinstance(objective, Unrolled) and engine.last >= objective.steps
-    return not isinstance(engine, Implicit)

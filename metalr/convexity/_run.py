@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 
 from . import _series
@@ -25,8 +26,8 @@ class Truth(NamedTuple):
     may: np.ndarray
 
 
-Value: TypeAlias = np.ndarray | Truth | Series
-"""An exactly known array, a comparison, or a series."""
+Value: TypeAlias = np.ndarray | jax.Array | Truth | Series
+"""An exactly known array, random keys, a comparison, or a series."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -50,6 +51,9 @@ class Run:
                 msg = "an integer beyond 2⁵³ used as a number"
                 raise NotCoveredError(msg)
             return [self.lift(value.astype(np.float64))]
+        if isinstance(value, jax.Array):
+            msg = "random keys used as numbers"
+            raise NotCoveredError(msg)
         return value
 
     def unknown(self, shape: tuple[int, ...]) -> Series:

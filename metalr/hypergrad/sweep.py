@@ -84,7 +84,8 @@ def binomial(
         return slots, _reverse(objective, prepared, state, index, cotangents)
 
     places = min(checkpoints, objective.steps)
-    slots = jax.tree.map(lambda x: jnp.broadcast_to(x, (places, *x.shape)), start())
+    room = jax.vmap(lambda _: jax.tree.map(_empty, start()))
+    slots = room(jnp.arange(places))
     first = jnp.zeros((), jnp.int32)
     before_last, slots = fetch(first, slots)
     end = objective.steps - 1
@@ -133,3 +134,9 @@ def _finish(
     _, pull_back = jax.vjp(start, hyper)
     (grad,) = pull_back((hyper_bar, [x for x in bar if x is not None]))
     return HyperGradient(value, grad)
+
+
+def _empty(leaf: Array) -> Array:
+    """Room for a leaf of a state; a key has no zero."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else jnp.zeros_like(leaf)

@@ -1,5 +1,6 @@
 """The same optimizer with derivatives that stay finite where a square root meets 0."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from ._bounds import ANY, Bounds, bounds, invariant
 from ._rewrite import Facts, evaluate, offends
 from .per_step import PerStep
+from .stopped import warn_of_stops
 from .update import Standard, is_transformation, standard
 
 
@@ -42,6 +44,9 @@ def guard(optimizer: Any) -> Any:
     differentiated as it is meant. Works through `jit`, `cond`, `scan`, `while_loop`,
     `jax.checkpoint`, and the rules of `custom_jvp` and `custom_vjp` functions. An
     update without such a primitive (`optax.sgd`) is called as it is, untraced.
+
+    An update with a `jax.lax.stop_gradient` on the way to its result (`optax.lbfgs`)
+    is warned of: derivatives of the run leave that path out.
 
     `Unrolled` guards its optimizer unless it is made with `guarded=False`. Its losses
     are the user's: a square root in there is not touched. Matrix decompositions (`svd`,
@@ -74,7 +79,7 @@ def guard(optimizer: Any) -> Any:
     if isinstance(optimizer, Guarded):
         return optimizer
     if isinstance(optimizer, PerStep):
-        return PerStep(guard(optimizer.make))
+        return dataclasses.replace(optimizer, make=guard(optimizer.make))
     if is_transformation(optimizer):
         return _transformation(optimizer)
     if not callable(optimizer):
@@ -118,6 +123,8 @@ def _guarded(
     """`function(*arguments)`, guarded in the arrays; the rest is passed on."""
     run, arrays = _of_arrays(function, arguments)
     program, shape = jax.make_jaxpr(run, return_shape=True)(arrays)
+    if known is not _nothing_known:  # an update
+        warn_of_stops(program, shape)
     for bounds_of in (_nothing_known, known):  # the cheap question first
         found = bounds_of(program)
         if not offends(program, found):

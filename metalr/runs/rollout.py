@@ -70,11 +70,11 @@ class Rollout(Unroll):
 
     def __init__(
         self,
-        step: Callable[[Any, Any, Any], tuple[Any, Any]],
+        step: Callable[[Any, Any, Any], tuple[Any, Any]] | Any,
         init: Any,
         *,
-        steps: int,
-        value: Callable[[Any, Any], Any],
+        steps: int | Any,
+        value: Callable[[Any, Any], Any] | Any,
         inputs: Any = None,
         checkpoints: int | None = None,
     ) -> None:

@@ -282,26 +282,38 @@ def refilled(bar: Bar, given: list[Array]) -> Bar:
 
 
 def at_rest(objective: Any, hyper: Hyper) -> Bar:
-    """Zero cotangents of the leaves that hyper moves, judged on the traced programs.
+    """Zero cotangents of the leaves between hyper and the value, None for the others.
 
-    `hyper` is prepared. A leaf that no differentiable path joins to hyper, through
-    however many steps, has none: an engine need not pull back through what makes it.
+    `hyper` is prepared. Judged on the traced programs: a leaf has one if differentiable
+    paths join hyper to it and it to the value, through however many steps. An engine
+    need not pull back through what makes the others (a line search's record, say).
     """
-    start = jax.make_jaxpr(objective.init, return_shape=True)(hyper)
-    count = len(jax.tree.leaves(hyper))
-    yes = frozenset({"moves"})
-    facts = differentiable(start[0], [yes] * count)
-    leaves = jax.tree.leaves(start[1])
+    start, state = jax.make_jaxpr(objective.init, return_shape=True)(hyper)
+    leaves = jax.tree.leaves(state)
+    every = [frozenset({place}) for place in range(len(leaves))]
+    still = [frozenset[Any]() for _ in jax.tree.leaves(hyper)]
+    given = [frozenset({"hyper"}) for _ in still]
+
+    def reached(function: Any, of_hyper: list) -> list:
+        program = jax.make_jaxpr(function)(hyper, state)
+        return differentiable(program, [*of_hyper, *every])
+
+    made = differentiable(start, given)
+    moved = {place for place, known in enumerate(made) if known}
+    (value,) = reached(objective.evaluate, still)
+    matters = set(value)
     if objective.steps:
-        step = lambda state, hyper: objective.step(hyper, state, jnp.asarray(0))[0]
-        program = jax.make_jaxpr(step)(start[1], hyper)
-        while True:  # facts only grow, so this ends
-            new = differentiable(program, [*facts, *[yes] * count])
-            new = [a | b for a, b in zip(facts, new, strict=True)]
-            if new == facts:
+        step = lambda hyper, state: objective.step(hyper, state, jnp.asarray(0))[0]
+        through = reached(step, given)
+        for _ in leaves:
+            before = len(moved) + len(matters)
+            moved |= {i for i, known in enumerate(through) if known & {"hyper", *moved}}
+            matters |= {j for i in matters for j in through[i] if j != "hyper"}
+            if len(moved) + len(matters) == before:
                 break
-            facts = new
     return [
-        jnp.zeros(x.shape, x.dtype) if known and is_float(x) else None
-        for x, known in zip(leaves, facts, strict=True)
+        jnp.zeros(x.shape, x.dtype)
+        if is_float(x) and place in moved & matters
+        else None
+        for place, x in enumerate(leaves)
     ]

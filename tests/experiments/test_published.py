@@ -12,7 +12,7 @@ import pytest
 import metalr
 from experiments._command import cli
 from experiments._published import row
-from metalr.problems import dynamics, influence_balancing
+from metalr.problems import influence_balancing
 from tests.helpers import assert_close
 
 THETA = 0.5
@@ -26,9 +26,14 @@ def influences(count, n=23, positive=10):
     )
 
 
+def balancing(steps):
+    step, init, value = influence_balancing()
+    return metalr.Rollout(step, init, value=value, steps=steps)
+
+
 @pytest.fixture(scope="module")
 def objective():
-    return metalr.Unrolled(*influence_balancing(), steps=1000)
+    return balancing(1000)
 
 
 def test_influence_balancing_has_its_published_loss_and_derivative(objective):
@@ -55,8 +60,14 @@ def test_truncation_gives_the_published_wrong_numbers(
 
 
 def test_the_first_right_sign_is_at_41(objective):
-    loss, optimizer, start = influence_balancing()
-    each = metalr.Unrolled(loss, metalr.per_step(optimizer), start, steps=1000)
+    step, init, value = influence_balancing()
+    each = metalr.Rollout(
+        lambda state, thetas, index: step(state, thetas[index], None),
+        init,
+        value=value,
+        steps=1000,
+        inputs=lambda index: index,
+    )
     by_step = metalr.hypergradient(each, jnp.full(1000, THETA)).grad
     sums = np.cumsum(np.asarray(by_step)[::-1])
     assert_close(sums[:100], -4.0 * np.cumsum(influences(100)), rtol=1e-10)
@@ -68,10 +79,10 @@ def test_persistent_evolution_is_unbiased_with_the_variance_of_its_closed_form()
     # The estimate of a pair is (s̄ − 1)·(Σ c_k ε_k)·(Σ ε_k): mean (s̄ − 1) Σ c_k, and
     # variance (s̄ − 1)² (K Σ c_k² + (Σ c_k)²), c_k the influence of window k.
     steps, window, pairs = 60, 7, 20_000
-    objective = metalr.Unrolled(*influence_balancing(), steps=steps)
+    objective = balancing(steps)
     cuts = np.arange(0, steps, window)
     c = np.add.reduceat(influences(steps)[::-1], cuts)
-    distance = objective.final_params(THETA)[0] - 1.0
+    distance = objective.run(THETA).state[0] - 1.0
     engine = metalr.PersistentES(0.3, pairs, window, 0)
     found = metalr.hypergradient(objective, THETA, engine)
     variance = distance**2 * (len(c) * np.sum(c**2) + np.sum(c) ** 2)
@@ -84,20 +95,20 @@ def test_persistent_evolution_is_unbiased_with_the_variance_of_its_closed_form()
 
 
 def test_any_dynamics_is_an_inner_problem_for_any_pytree():
-    def step(state, hyper):
+    def step(state, hyper, x):
         position, velocity = state
         pull = jax.tree.map(lambda x: -hyper["spring"] * x, position)
         velocity = jax.tree.map(lambda v, a: hyper["drag"] * v + a, velocity, pull)
-        return jax.tree.map(jnp.add, position, velocity), velocity
+        return (jax.tree.map(jnp.add, position, velocity), velocity), None
 
     start = ({"x": jnp.ones(2)}, {"x": jnp.zeros(2)})
-    loss = lambda state, hyper, batch: jnp.sum(state[0]["x"] ** 2)
-    objective = metalr.Unrolled(loss, dynamics(step), start, steps=9)
+    value = lambda state, hyper: jnp.sum(state[0]["x"] ** 2)
+    objective = metalr.Rollout(step, start, value=value, steps=9)
     hyper = {"spring": jnp.array(0.3), "drag": jnp.array(0.8)}
     state = start
     for _ in range(9):
-        state = step(state, hyper)
-    assert_close(objective.final_params(hyper), state, rtol=1e-13)
+        state, _ = step(state, hyper, None)
+    assert_close(objective.run(hyper).state, state, rtol=1e-13)
     reverse = metalr.hypergradient(objective, hyper)
     for engine in (metalr.Forward(), metalr.Reverse(checkpoints=3)):
         assert_close(
@@ -126,7 +137,8 @@ def records(tmp_path, *options):
 
 
 def test_a_printed_figure_leaves_half_a_unit_of_its_last_digit_open():
-    assert row.printed("-2.262") == row.Figure(-2.262, pytest.approx(5e-4))
+    assert row.printed("-2.262").value == -2.262
+    assert row.printed("-2.262").rounding == pytest.approx(5e-4)
     assert row.printed("0.8544").rounding == pytest.approx(5e-5)
     assert row.compared("", row.printed("0.8544"), 0.85444).holds
     assert not row.compared("", row.printed("0.8544"), 0.85446).holds
@@ -147,7 +159,7 @@ def test_the_cheap_rows_hold_and_say_how_they_were_made(tmp_path, capsys, monkey
         assert record["difference"] == pytest.approx(difference)
     counts = [record["ours"] for record in rows if "parameters" in record["setting"]]
     assert counts == [61_706, 62_378_344, 138_357_544]
-    assert "parts=[net" in capsys.readouterr().out  # brackets survive the table
+    assert "experiments.published 'parts=" in capsys.readouterr().out  # cut to 40
 
 
 @pytest.mark.slow

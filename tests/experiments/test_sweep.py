@@ -21,7 +21,7 @@ from experiments._command.sources import _behind, code_version
 from experiments._store import store
 from experiments._sweep.axes import Sweep, assignments
 from experiments._sweep.batches import Point, batches
-from experiments._sweep.executors import _cards
+from experiments._sweep.cluster import _cards
 from experiments._sweep.plan import make_plan, point_key
 from tests.experiments import sweep_points
 
@@ -87,6 +87,8 @@ def test_points_are_the_product_of_axes_zips_samples_and_seeds():
         ({"range": [1, 10, 4]}, [1, 5, 9]),
         ({"range": [0, 0.4, 0.1]}, [0.0, 0.1, 0.2, 0.3]),
         ({"range": [3, 0, -1]}, [3, 2, 1]),
+        ({"range": [0, 2.1, 0.7]}, [0.0, 0.7, 1.4]),
+        ({"range": [1e-3, 3e-3, 1e-3]}, [0.001, 0.002]),
         ({"linspace": [0, 1, 3]}, [0.0, 0.5, 1.0]),
         ({"log_range": [1e-4, 1e-2, 3]}, [1e-4, 1e-3, 1e-2]),
         ([None, "a", [1], {"b": 2}], [None, "a", [1], {"b": 2}]),
@@ -146,6 +148,25 @@ def test_samples_fill_their_ranges():
         ({"axes": {"experiment": ["x"]}}, "one sweep, one experiment"),
         ({"zip": [{"a": [1], "b": [1, 2]}]}, "equal lengths"),
         ({"seeds": 10**7}, "10,000,000 points"),
+        ({"axes": {"a": {"range": [0, 10**9, 1]}}}, "1,000,000,000 points"),
+        ({"axes": {"a": {"range": [0, 1, 1e-300]}}}, "far too many points"),
+        ({"axes": {"a": {"range": [-1e308, 1e308, 5e-324]}}}, "far too many points"),
+        ({"axes": {"a": {"linspace": [0, 1, 10**9]}}}, "1,000,000,000 points"),
+        ({"axes": {"a": {"log_range": [1, 2, 10**9]}}}, "1,000,000,000 points"),
+        ({"axes": {"a": {"linspace": [-1e308, 1e308, 3]}}}, "than a float can say"),
+        ({"zip": [{"a": {"linspace": [0, 1, 10**9]}}]}, "1,000,000,000 points"),
+        (
+            {"random": {"samples": 10**9, "axes": {"a": {"uniform": [0, 1]}}}},
+            "1,000,000,000 points",
+        ),
+        (
+            {"random": {"samples": 1, "axes": {"a": {"uniform": [-1e308, 1e308]}}}},
+            "than a float can say",
+        ),
+        (
+            {"random": {"samples": 1, "axes": {"a": {"integers": [0, 10**20]}}}},
+            "integers.1 = 100000000000000000000",
+        ),
         ({"random": {"samples": 2, "axes": {"a": [1]}}}, "must be one of {uniform"),
         ({"exclude": [{"x": {"gtt": 1}}]}, "gtt = 1: unknown key"),
         ({"exclude": [{"x": {}}]}, "needs one of lt"),
@@ -261,6 +282,64 @@ def test_a_point_that_raises_is_recorded_and_the_others_are_computed(
         2: 3,
         3: 1,
     }
+
+
+HOSTILE = {
+    "surrogate": r"a lone \ud800 in point",
+    "escapes": "red\0 in point",
+    "unprintable": "Unprintable",
+    "exit": "SystemExit: 0",
+    "base": "neither an Exception nor a signal",
+    "no mapping": "record 2 is a list, not a mapping",
+    "no list": "record 2, 'square': a set is no JSON value",
+    "lone surrogate": r"record 2, 'text': '\ud800' is no text",
+    "huge": "record 2, 'square': an int of 1329 bits",
+    "deep": "more than 50 levels deep",
+    "odd": "record 2: a key is a tuple",
+}
+
+
+def test_whatever_a_point_does_is_its_own_row(sweep, tmp_path, capsys):
+    names = ["ok", *HOSTILE, "nan"]
+    arguments = (f"sweep.axes.behavior={json.dumps(names)}", "executor.batch=1")
+    assert sweep(*arguments, "executor.retries=0") == 1
+    printed = capsys.readouterr()
+    assert f"2 computed, 0 skipped, {len(HOSTILE)} failed" in printed.out
+    assert "\x1b" not in printed.err
+    found = {row.config["behavior"]: row for row in rows(tmp_path)}
+    assert list(found) == names
+    for name, text in HOSTILE.items():
+        assert found[name].status == "failed"
+        assert text in str(found[name].error)
+    assert found["nan"].status == "finished"
+    for form in ("table", "csv", "json"):
+        assert results(tmp_path, "--format", form) == 0
+        out = capsys.readouterr().out
+        assert ("\x1b" in out) == (form == "csv")  # a file, unless a terminal reads it
+    assert sweep(*arguments, "executor.retries=0") == 1  # and it goes on
+    assert "0 computed, 2 skipped" in capsys.readouterr().out
+
+
+def test_a_batch_that_cannot_be_sized_or_ends_oddly_is_run_one_by_one(
+    sweep, tmp_path, monkeypatch
+):
+    def broken(config):
+        raise KeyError(config.x)
+
+    def endless(configs):
+        yield [{"square": 0.0}]
+        raise GeneratorExit
+
+    axis = "sweep.axes.x=[1, 2]"
+    monkeypatch.setattr(sweep_points, "point_bytes", broken)
+    assert sweep(axis, "part.y=1.0") == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("SWEEP_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("METALR_EXPERIMENTS", "tests.experiments.sweep_points")
+    monkeypatch.setattr(sweep_points, "run_batch", endless)
+    assert sweep(axis) == 0
+    squares = [row.records[0]["square"] for row in rows(tmp_path)]
+    assert squares == [1.0, 4.0, 0.0, 4.0]
 
 
 def test_input_that_is_wrong_is_not_tried_again(sweep, log):
