@@ -9,20 +9,11 @@ import jax
 import numpy as np
 
 from .._types import Hyper, Objective
-from ..hypergrad import (
-    Engine,
-    Forward,
-    Mixed,
-    PrecisionWarning,
-    Reverse,
-    Reversible,
-    hypergradient,
-)
-from ..hypergrad.facts import is_exact
+from ..hypergrad import Engine, Forward, Mixed, Reverse, Reversible
+from ..hypergrad.facts import count, is_exact
 from ..hypergrad.hypergradient import as_pytree, verify
+from ..profiling.measure import program_of
 from ..runs.run import is_run
-from ..runs.unrolled import Unrolled
-from ..tasks import Each, Mean
 from ._rows import Row, Status
 
 _MOST_TANGENTS = 64
@@ -31,54 +22,50 @@ _MOST_TANGENTS = 64
 
 def default_engines(objective: Objective, hyper: Hyper) -> list[Engine]:
     """The exact engines that may apply."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(hyper))
-    forward = [Forward(chunk=16 if count > 16 else None)]
-    if count > _MOST_TANGENTS:
+    tangents = count(hyper)
+    forward = [Forward(chunk=16 if tangents > 16 else None)]
+    if tangents > _MOST_TANGENTS:
         forward = []
-    run = objective.objective if isinstance(objective, Mean) else objective
-    if not is_run(run):
+    in_parts: Any = getattr(objective, "in_parts", None)  # a Mean over tasks
+    if in_parts is None and not is_run(objective):
         return [Reverse(), *forward]
-    states = max(1, round(math.sqrt(2.0 * run.steps)))
-    apart: list[Engine] = [Reverse(checkpoints=states), Mixed()]
-    if isinstance(run, Unrolled):
-        apart.append(Reversible())
-    if isinstance(objective, Mean):
-        apart = [Each(engine) for engine in apart]
-    return [Reverse(), *forward, *apart]
+    run: Any = objective if in_parts is None else getattr(objective, "objective", None)
+    states = max(1, round(math.sqrt(2.0 * getattr(run, "steps", 1))))
+    sweep, mixed = Reverse(checkpoints=states), Mixed()
+    if in_parts is not None:
+        return [Reverse(), in_parts(sweep), *forward, in_parts(mixed)]
+    return [Reverse(), sweep, *forward, mixed, Reversible()]
 
 
 def measure(
     objective: Objective, hyper: Hyper, engine: Engine, limit: float = math.inf
 ) -> Row:
     """Compile and run one engine; what goes wrong is in the row."""
+    row = Row(str(engine))
     try:
-        with warnings.catch_warnings():  # the check itself says which dtype limits it
-            warnings.simplefilter("ignore", PrecisionWarning)
-            return _measured(objective, hyper, engine, limit)
+        with warnings.catch_warnings():  # the check itself names what they warn of
+            warnings.simplefilter("ignore", UserWarning)
+            return _measured(row, objective, hyper, engine, limit=limit)
     except Exception as error:  # noqa: BLE001 (whatever goes wrong is what is reported)
-        return Row(str(engine), status=_failure(error), reason=first_line(error))
+        return row._replace(status=_failure(error), reason=first_line(error))
 
 
-def _measured(objective: Objective, hyper: Hyper, engine: Engine, limit: float) -> Row:
-    point = as_pytree(objective), hyper
-    program = jax.jit(lambda o, h: hypergradient(o, h, engine))
-    compiled = program.lower(*point).compile()
-    accounting: Any = compiled.memory_analysis()
-    memory = accounting.temp_size_in_bytes
-    row = Row(str(engine), temp_bytes=memory)
-    if memory > limit:
-        reason = f"needs {memory} bytes, memory_limit is {limit:.0f}"
+def _measured(
+    row: Row, objective: Objective, hyper: Hyper, engine: Engine, *, limit: float
+) -> Row:
+    program = program_of(objective, hyper, engine)
+    row = row._replace(temp_bytes=program.temp_bytes)
+    if program.temp_bytes > limit:
+        reason = f"needs {program.temp_bytes} bytes, memory_limit is {limit:.0f}"
         return row._replace(status="out of memory", reason=reason)
-    jax.block_until_ready(compiled(*point))
+    jax.block_until_ready(program.run(as_pytree(objective), hyper))
     start = time.perf_counter()
-    result = compiled(*point)
+    result = program.run(as_pytree(objective), hyper)
     jax.block_until_ready(result)
     row = row._replace(seconds=time.perf_counter() - start)
-    try:
-        verify(engine, result)
-    except (ArithmeticError, RuntimeError, ValueError) as error:
-        return row._replace(status=_failure(error), reason=first_line(error))
-    status = "agrees" if is_exact(engine, objective) else "biased"
+    verify(engine, result)
+    exact = is_exact(engine, objective) and not hasattr(result, "standard_error")
+    status = "agrees" if exact else "biased"
     grad = jax.tree.map(np.asarray, result.grad)
     return row._replace(value=float(result.value), grad=grad, status=status)
 

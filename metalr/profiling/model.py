@@ -64,8 +64,7 @@ def shortened(objective: Any, hyper: Hyper, steps: int) -> tuple[Any, Hyper]:
     own = getattr(objective, "shortened", None)
     if own is not None:
         return own(lambda run: shortened(run, hyper, steps))
-    known = dataclasses.is_dataclass(objective) and not isinstance(objective, type)
-    if not known or "steps" not in [f.name for f in dataclasses.fields(objective)]:
+    if "steps" not in getattr(objective, "__dataclass_fields__", ()):
         msg = (
             f"objective = {objective!r} has no steps to be cut: pass a metalr.Unrolled"
         )
