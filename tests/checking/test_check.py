@@ -440,6 +440,7 @@ def test_a_derivative_that_is_nan_where_the_value_is_not_is_not_finite():
         )
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer stops a gradient")
 def test_an_optimizer_that_stops_a_gradient_is_named_as_the_cause():
     """Of L-BFGS every engine gives 4.69; the run itself has the slope 6.09."""
     L = metalr.Unrolled(
