@@ -18,9 +18,15 @@ from experiments.meta_learning import pooled
 from metalr.problems import least_squares
 from metalr.tasks import Each, Mean, stack
 from metalr.theory import Quadratic
-from tests.helpers import assert_close, finite_difference, regression
+from tests.helpers import (
+    HEAVY_BALL as HYPER,
+    assert_close,
+    finite_difference,
+    heavy_ball as optimizer,
+    heavy_ball_task as problem,
+    regression,
+)
 
-HYPER = {"rate": 0.3, "momentum": 0.5}
 ENGINES = [
     metalr.Reverse(),
     metalr.Forward(),
@@ -28,15 +34,6 @@ ENGINES = [
     metalr.Truncated(last=2),
     metalr.Reversible(min_momentum=0.45),
 ]
-
-
-def optimizer(hyper):
-    return optax.sgd(hyper["rate"], hyper["momentum"])
-
-
-def problem(seed, make=optimizer, steps=5):
-    X, t = regression(4, 3, seed=seed)
-    return metalr.Unrolled(least_squares(X, t), make, jnp.zeros(3), steps=steps)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from hypothesis import given, settings, strategies as st
 import metalr
 from metalr.hypergrad.binomial import forward_steps, schedule
 from metalr.runs.checkpointing import branching
-from tests.helpers import assert_close
-from tests.runs.test_unrolled import OPTIMIZERS, network, network_loss
+from tests.helpers import OPTIMIZERS, assert_close, network, network_loss
 
 
 @functools.cache
