@@ -5,7 +5,7 @@ What each engine keeps, and what it costs in time, the engine itself says
 (so that its loops are loops), less what the engine says is kept there.
 """
 
-import dataclasses
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +70,7 @@ def shortened(objective: Any, hyper: Hyper, steps: int) -> tuple[Any, Hyper]:
         )
         raise ValueError(msg)
     changes: dict[str, Any] = {"steps": steps}
-    for name in ("batches", "inputs"):
+    for name in ("batches", "_inputs"):  # of an Unrolled, of a Rollout
         value = getattr(objective, name, None)
         if value is not None and not callable(value):
             changes[name] = jax.tree.map(lambda leaf: leaf[:steps], value)
@@ -81,13 +81,21 @@ def shortened(objective: Any, hyper: Hyper, steps: int) -> tuple[Any, Hyper]:
     if isinstance(optimizer, PerStep):
         cut = lambda each, leaf: leaf[:steps] if each else leaf
         hyper = jax.tree.map(cut, optimizer.flags(hyper), hyper)
-    return dataclasses.replace(objective, **changes), hyper
+    return _changed(objective, **changes), hyper
 
 
 def _with_few_places(value: Any) -> Any:
     """The same with `checkpoints`, its own or of what it wraps, made few."""
     if getattr(value, "checkpoints", None) is not None:
-        return dataclasses.replace(value, checkpoints=_FEW_PLACES)
+        return _changed(value, checkpoints=_FEW_PLACES)
     if getattr(getattr(value, "engine", None), "checkpoints", None) is not None:
-        return dataclasses.replace(value, engine=_with_few_places(value.engine))
+        return _changed(value, engine=_with_few_places(value.engine))
     return value
+
+
+def _changed(value: Any, **changes: Any) -> Any:
+    """A copy of a frozen value with other fields, which need no checks again."""
+    new = copy.copy(value)
+    for name, change in changes.items():
+        object.__setattr__(new, name, change)
+    return new

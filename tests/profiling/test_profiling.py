@@ -151,17 +151,18 @@ def test_planning_runs_nothing():
 def test_a_limit_that_is_met_exactly_fits():
     rates = jnp.full(64, 0.1)
     objective = large(64, metalr.per_step(optax.sgd))
-    many, few = (metalr.Reverse(checkpoints=n) for n in (16, 8))
+    many, few = engines = [metalr.Reverse(checkpoints=n) for n in (10, 8)]
     for engine in (many, few):
         exact = profiling.memory(objective, rates, engine).temp_bytes
         found = profiling.plan(objective, rates, memory_limit=exact, engines=[engine])
         assert found.engine == engine
         assert found.temp_bytes == exact
     exact = profiling.memory(objective, rates, few).temp_bytes
-    both = profiling.plan(objective, rates, memory_limit=exact, engines=[many, few])
-    assert both.engine == few
+    found = profiling.plan(objective, rates, memory_limit=exact, engines=engines)
+    assert found.engine == few
+    assert [c.engine for c in found.candidates if c.compiled] == [many, few]
     with pytest.raises(ValueError, match=f"the least is {exact} bytes"):
-        profiling.plan(objective, rates, memory_limit=exact - 1, engines=[many, few])
+        profiling.plan(objective, rates, memory_limit=exact - 1, engines=engines)
 
 
 def test_a_plan_compiles_a_few_programs_whatever_the_horizon(monkeypatch):
@@ -317,6 +318,25 @@ def test_a_mean_of_tasks_is_measured_and_planned():
     assert jnp.allclose(gradient, jax.grad(mean)(rates), rtol=1e-10)
     free = profiling.plan(Mean(tasks), rates, memory_limit="1GB")
     assert free.engine == metalr.Reverse()
+
+
+def test_a_rollout_is_measured_and_planned_like_any_run():
+    def step(state, hyper, x):
+        return state - hyper * jnp.sin(state) + x, None
+
+    def end(state, hyper):
+        return jnp.sum(state**2)
+
+    start, inputs = jnp.ones(STATE), jnp.zeros(40)
+    rollout = metalr.Rollout(step, start, steps=40, value=end, inputs=inputs)
+    found = profiling.memory(rollout, 0.1, metalr.Mixed())
+    assert found.state_bytes == 8 * STATE
+    assert found.predicted_bytes is not None
+    assert abs(found.temp_bytes - found.predicted_bytes) <= found.state_bytes
+    limit = 8 * 8 * STATE
+    assert profiling.plan(rollout, 0.1, memory_limit=limit).engine == metalr.Forward()
+    half = rollout.continued(rollout.run(0.1).state, 20)
+    assert profiling.memory(half, 0.1, None).state_bytes == 8 * STATE
 
 
 def test_any_scalar_function_can_be_planned():
