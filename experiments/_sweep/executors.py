@@ -25,7 +25,8 @@ key.pem -out cert.pem`), readable by you alone, keep everybody else out:
     export DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY=key.pem
 
 An open scheduler (tcp://, without keys) runs, as you, whatever code anybody sends who
-can connect to its port: only where nobody else can, not even another user of the machine.
+can connect to its port: start one only where nobody else can, other users of the
+machine included.
 """
 
 # An executor takes jobs from a queue; its caller may add to it while taking outcomes.
