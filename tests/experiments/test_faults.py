@@ -44,10 +44,10 @@ echo "exit codes: $first, $second"
 HURRIED = """
 from experiments._command import cli
 from experiments._sweep import cluster
-cluster.SILENCE, cluster._POLL = 1.0, 0.2
+cluster.SILENCE, cluster.CONNECT_LIMIT, cluster._POLL = 1.0, 3.0, 0.2
 raise SystemExit(cli.main())
 """
-"""The command line with a driver that soon gives a worker up."""
+"""The command line with a driver that soon gives up."""
 
 
 class Driver:
@@ -472,7 +472,7 @@ with _cluster(None) as cluster, Client(cluster) as client:
 
 def test_a_scheduler_that_is_not_there_is_a_clear_error(driver):
     arguments = "executor={kind: dask, address: 'tcp://127.0.0.1:9'}"
-    output = driver.run(arguments, code=2)
+    output = driver.run(arguments, code=2, program=("-c", HURRIED))
     assert "no scheduler answers there" in output
     assert driver.rows() == []
 
