@@ -362,7 +362,7 @@ def _equinox_loss(
             kind="checkpointed",
             checkpoints=checkpoints,
         )
-        return objective.evaluate(hyper, last.params)
+        return objective.evaluate(hyper, last)
 
     return loss
 

@@ -84,6 +84,9 @@ def run(config: Config) -> Iterator[Record]:
     """Yield one record for each problem and optimizer."""
     problem = _problem(config)
     for example in config.examples:
+        if not any(example):
+            msg = f"examples: {list(example)} is zero: every w fits it as well"
+            raise ConfigError(msg)
         x = jnp.asarray(example, config.dtype)
         for name in config.optimizers:
             yield _on_example(config, name, x)

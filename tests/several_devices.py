@@ -15,8 +15,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import metalr
 from metalr.profiling import compiled
 from metalr.tasks import Each, Mean, stack
-from tests.helpers import assert_close
-from tests.test_tasks import HYPER, problem
+from tests.helpers import (
+    HEAVY_BALL as HYPER,
+    assert_close,
+    heavy_ball_task as problem,
+)
 
 
 def four_devices(kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:

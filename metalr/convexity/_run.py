@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from . import _series
+from ._interval import whole_line
 from ._series import Series
 
 
@@ -61,7 +62,7 @@ class Run:
         if self.exact or self.order is None:
             msg = "a choice that depends on the hyperparameter"
             raise NotCoveredError(msg)
-        return [_series.iv.whole_line(shape) for _ in range(self.order + 1)]
+        return [whole_line(shape) for _ in range(self.order + 1)]
 
     def narrowed(self, a: Series) -> Series:
         """After a nonlinear operation."""

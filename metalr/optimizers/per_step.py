@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from .._checks import path_name
 from .._types import Hyper, Optimizer
-from .update import standard
+from .update import made, standard
 
 
 class PerStepState(NamedTuple):
@@ -75,7 +75,7 @@ class PerStep:
                 flags,
                 hyper,
             )
-            return standard(self.make(entry))
+            return standard(made(self.make, entry))
 
         def init(params: optax.Params) -> PerStepState:
             count = jnp.zeros((), jnp.int32)

@@ -5,7 +5,7 @@ What each engine keeps, and what it costs in time, the engine itself says
 (so that its loops are loops), less what the engine says is kept there.
 """
 
-import dataclasses
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -64,14 +64,13 @@ def shortened(objective: Any, hyper: Hyper, steps: int) -> tuple[Any, Hyper]:
     own = getattr(objective, "shortened", None)
     if own is not None:
         return own(lambda run: shortened(run, hyper, steps))
-    known = dataclasses.is_dataclass(objective) and not isinstance(objective, type)
-    if not known or "steps" not in [f.name for f in dataclasses.fields(objective)]:
+    if "steps" not in getattr(objective, "__dataclass_fields__", ()):
         msg = (
             f"objective = {objective!r} has no steps to be cut: pass a metalr.Unrolled"
         )
         raise ValueError(msg)
     changes: dict[str, Any] = {"steps": steps}
-    for name in ("batches", "inputs"):
+    for name in ("batches", "_inputs"):  # of an Unrolled, of a Rollout
         value = getattr(objective, name, None)
         if value is not None and not callable(value):
             changes[name] = jax.tree.map(lambda leaf: leaf[:steps], value)
@@ -82,13 +81,21 @@ def shortened(objective: Any, hyper: Hyper, steps: int) -> tuple[Any, Hyper]:
     if isinstance(optimizer, PerStep):
         cut = lambda each, leaf: leaf[:steps] if each else leaf
         hyper = jax.tree.map(cut, optimizer.flags(hyper), hyper)
-    return dataclasses.replace(objective, **changes), hyper
+    return _changed(objective, **changes), hyper
 
 
 def _with_few_places(value: Any) -> Any:
     """The same with `checkpoints`, its own or of what it wraps, made few."""
     if getattr(value, "checkpoints", None) is not None:
-        return dataclasses.replace(value, checkpoints=_FEW_PLACES)
+        return _changed(value, checkpoints=_FEW_PLACES)
     if getattr(getattr(value, "engine", None), "checkpoints", None) is not None:
-        return dataclasses.replace(value, engine=_with_few_places(value.engine))
+        return _changed(value, engine=_with_few_places(value.engine))
     return value
+
+
+def _changed(value: Any, **changes: Any) -> Any:
+    """A copy of a frozen value with other fields, which need no checks again."""
+    new = copy.copy(value)
+    for name, change in changes.items():
+        object.__setattr__(new, name, change)
+    return new

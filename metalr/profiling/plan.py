@@ -87,6 +87,8 @@ def plan(
     left = []
     for candidate in _ordered(objective, hyper, chosen, measure):
         guess = search.at_least(candidate)
+        # A guess is below what XLA will say: whether one that meets the limit is
+        # compiled or not, its engine needs more. What XLA says is compared with ≤.
         if guess.temp_bytes is None or guess.temp_bytes > limit:
             left.append(guess)
             continue

@@ -15,7 +15,7 @@ from .._programs.statics import Form, flatten, unflatten
 from .._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
 from ..optimizers.guard import guard
 from ..optimizers.per_step import PerStep
-from ..optimizers.update import standard, update
+from ..optimizers.update import made, standard, update
 from . import derivatives as _derivatives
 from .arguments import (
     batches_of,
@@ -366,7 +366,7 @@ class Unrolled(Unroll):
 
     def transformation(self, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
         """The optimizer of the run, guarded unless told otherwise."""
-        optimizer = self.optimizer(hyper)
+        optimizer = made(self.optimizer, hyper)
         return guard(optimizer) if self.guarded else standard(optimizer)
 
     def gradients(self, hyper: Hyper, params: Params, index: int | Array) -> Gradients:
