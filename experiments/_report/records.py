@@ -290,7 +290,7 @@ def _tables(
     return result
 
 
-_TIME = re.compile(r"(^|_)(seconds|second|ms|milliseconds|time)($|_)")
+_TIME = re.compile(r"seconds|per_second|_m?s$|^ms$|(^|_)time($|_)")
 
 
 def _small(raw: bytes) -> bytes:

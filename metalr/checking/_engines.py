@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ def default_engines(objective: Objective, hyper: Hyper) -> list[Engine]:
     in_parts: Any = getattr(objective, "in_parts", None)  # a Mean over tasks
     if in_parts is None and not is_run(objective):
         return [Reverse(), *forward]
-    states = max(1, round(math.sqrt(2.0 * getattr(objective, "steps", 1))))
+    run: Any = objective if in_parts is None else getattr(objective, "objective", None)
+    states = max(1, round(math.sqrt(2.0 * getattr(run, "steps", 1))))
     sweep, mixed = Reverse(checkpoints=states), Mixed()
     if in_parts is not None:
         return [Reverse(), in_parts(sweep), *forward, in_parts(mixed)]
@@ -41,19 +43,27 @@ def measure(
     """Compile and run one engine; what goes wrong is in the row."""
     row = Row(str(engine))
     try:
-        program = program_of(objective, hyper, engine)
-        row = row._replace(temp_bytes=program.temp_bytes)
-        if program.temp_bytes > limit:
-            reason = f"needs {program.temp_bytes} bytes, memory_limit is {limit:.0f}"
-            return row._replace(status="out of memory", reason=reason)
-        jax.block_until_ready(program.run(as_pytree(objective), hyper))
-        start = time.perf_counter()
-        result = program.run(as_pytree(objective), hyper)
-        jax.block_until_ready(result)
-        row = row._replace(seconds=time.perf_counter() - start)
-        verify(engine, result)
+        with warnings.catch_warnings():  # the check itself names what they warn of
+            warnings.simplefilter("ignore", UserWarning)
+            return _measured(row, objective, hyper, engine, limit=limit)
     except Exception as error:  # noqa: BLE001 (whatever goes wrong is what is reported)
-        return row._replace(status=_failure(error), reason=_first_line(error))
+        return row._replace(status=_failure(error), reason=first_line(error))
+
+
+def _measured(
+    row: Row, objective: Objective, hyper: Hyper, engine: Engine, *, limit: float
+) -> Row:
+    program = program_of(objective, hyper, engine)
+    row = row._replace(temp_bytes=program.temp_bytes)
+    if program.temp_bytes > limit:
+        reason = f"needs {program.temp_bytes} bytes, memory_limit is {limit:.0f}"
+        return row._replace(status="out of memory", reason=reason)
+    jax.block_until_ready(program.run(as_pytree(objective), hyper))
+    start = time.perf_counter()
+    result = program.run(as_pytree(objective), hyper)
+    jax.block_until_ready(result)
+    row = row._replace(seconds=time.perf_counter() - start)
+    verify(engine, result)
     exact = is_exact(engine, objective) and not hasattr(result, "standard_error")
     status = "agrees" if exact else "biased"
     grad = jax.tree.map(np.asarray, result.grad)
@@ -68,6 +78,6 @@ def _failure(error: Exception) -> Status:
     return "refused" if isinstance(error, refusals) else "failed"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = " ".join(str(error).split("\n\n")[0].split())
     return text if len(text) <= 160 else text[:157] + "..."

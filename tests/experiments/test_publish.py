@@ -126,13 +126,15 @@ def test_a_second_run_replaces_the_first(finished, configs):
 
 
 def test_times_of_a_disturbed_run_are_left_out(finished, configs):
-    folder = finished([{"x": 1, "seconds": 2.0, "step_ms": 3.0, "seconds_of_arc": "a"}])
+    folder = finished(
+        [{"x": 1, "wall_seconds": 2.0, "step_ms": 3.0, "second_error": 4.0}]
+    )
     path = folder / "provenance.json"
     quiet = path.read_text()
     path.write_text(quiet.replace('"load_before": 0.0', '"load_before": 1.7'))
     assert publish(folder, configs=configs) == 0
     (kept,) = records.read_all(configs)
-    assert kept.tables[0].rows == [{"x": 1}]
+    assert kept.tables[0].rows == [{"x": 1, "second_error": 4.0}]
     assert "while other work ran" in (configs / "RESULTS.md").read_text()
     path.write_text(quiet)
     assert publish(folder, configs=configs) == 0
