@@ -7,9 +7,10 @@ import pytest
 
 from experiments._command import cli
 from experiments._command.config import ConfigError
-from experiments._report import records
+from experiments._report import keeping, records
+from experiments._report.keeping import command
 from experiments._report.publish import faults, results_page
-from experiments._report.records import Kept, KeptTable, command, headline
+from experiments._report.records import Kept, KeptTable, headline
 from experiments._store import store
 from experiments._store.store import Row
 
@@ -182,7 +183,7 @@ def test_a_sweep_is_kept_if_every_point_has_a_result(
     assert (kept.name, kept.seconds) == ("s", 1.0)
     assert kept.command == "python -m experiments sweep s.yaml"
     assert [row["seed"] for row in kept.tables[0].rows] == [0, 1]
-    many = records.MAX_POINTS + 1
+    many = keeping.MAX_POINTS + 1
     assert publish(sweep("finished", many), configs=configs) == 0
     (kept,) = records.read_all(configs)
     (seed,) = [row for row in kept.tables[0].rows if row["column"] == "seed"]
