@@ -85,10 +85,7 @@ def _add_sweep(commands: Any) -> None:
         "sweep",
         help="run an experiment at many points; the same command again goes on",
         description=docstring("experiments._sweep.axes"),
-        epilog="executor: {kind: serial | dask, address: tcp://…, workers: N, "
-        "time_limit: SECONDS, retries: N, memory_limit: 1GiB, batch: POINTS}; "
-        "store: FILE (inside the folder of results). "
-        "Exit code 1: points failed; give the same command again to retry them.",
+        epilog=docstring("experiments._sweep.executors"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _config(sweep)

@@ -19,10 +19,10 @@ from experiments._command import tables
 from experiments._command.config import ConfigError
 from experiments._command.registry import claim, questions
 from experiments._command.run_folder import environment, read_text, write
+from experiments._report.keeping import from_source
 from experiments._report.records import (
     Kept,
     KeptTable,
-    from_source,
     keep,
     read_all,
     record_faults,

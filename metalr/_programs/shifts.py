@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 
@@ -108,6 +109,11 @@ def _same(_: JaxprEqn, operands: list[Shift]) -> Shift | None:
     return operands[0]
 
 
+def _convert(eqn: JaxprEqn, operands: list[Shift]) -> Shift | None:
+    is_float = jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
+    return operands[0] if is_float else None
+
+
 def _reduce_sum(eqn: JaxprEqn, operands: list[Shift]) -> Shift | None:
     """Along axes on which c is constant."""
     (a,) = operands
@@ -148,6 +154,7 @@ _RULES: dict[str, _Rule] = {
     "add": _sum(1.0),
     "add_any": _sum(1.0),
     "broadcast_in_dim": _broadcast,
+    "convert_element_type": _convert,
     "copy": _same,
     "div": _product(-1.0),
     "exp": _exp,

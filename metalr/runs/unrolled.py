@@ -133,6 +133,13 @@ class Unrolled(Unroll):
     least in float32). Parameters narrower than float32 move as they would alone; their
     derivatives are carried in float32.
 
+    Larger than one device: place each leaf of `params` and `batches` where it should
+    lie (`jax.device_put(leaf, NamedSharding(mesh, spec))`: examples split for data
+    parallelism, weight matrices as FSDP does) and call as ever. Results are those of
+    one device, and the states that an engine keeps stay split as the parameters are.
+    On several hosts, after `jax.distributed.initialize()`, the leaves are global
+    arrays (`jax.make_array_from_process_local_data`), and hyper is the same on all.
+
     Example:
         >>> import jax, optax, metalr
         >>> loss = lambda params, hyper, batch: 0.5 * params**2

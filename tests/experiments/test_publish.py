@@ -7,9 +7,10 @@ import pytest
 
 from experiments._command import cli
 from experiments._command.config import ConfigError
-from experiments._report import records
+from experiments._report import keeping, records
+from experiments._report.keeping import command
 from experiments._report.publish import faults, results_page
-from experiments._report.records import Kept, KeptTable, command, headline
+from experiments._report.records import Kept, KeptTable, headline
 from experiments._store import store
 from experiments._store.store import Row
 
@@ -126,13 +127,15 @@ def test_a_second_run_replaces_the_first(finished, configs):
 
 
 def test_times_of_a_disturbed_run_are_left_out(finished, configs):
-    folder = finished([{"x": 1, "seconds": 2.0, "step_ms": 3.0, "seconds_of_arc": "a"}])
+    folder = finished(
+        [{"x": 1, "wall_seconds": 2.0, "step_ms": 3.0, "second_error": 4.0}]
+    )
     path = folder / "provenance.json"
     quiet = path.read_text()
     path.write_text(quiet.replace('"load_before": 0.0', '"load_before": 1.7'))
     assert publish(folder, configs=configs) == 0
     (kept,) = records.read_all(configs)
-    assert kept.tables[0].rows == [{"x": 1}]
+    assert kept.tables[0].rows == [{"x": 1, "second_error": 4.0}]
     assert "while other work ran" in (configs / "RESULTS.md").read_text()
     path.write_text(quiet)
     assert publish(folder, configs=configs) == 0
@@ -180,7 +183,7 @@ def test_a_sweep_is_kept_if_every_point_has_a_result(
     assert (kept.name, kept.seconds) == ("s", 1.0)
     assert kept.command == "python -m experiments sweep s.yaml"
     assert [row["seed"] for row in kept.tables[0].rows] == [0, 1]
-    many = records.MAX_POINTS + 1
+    many = keeping.MAX_POINTS + 1
     assert publish(sweep("finished", many), configs=configs) == 0
     (kept,) = records.read_all(configs)
     (seed,) = [row for row in kept.tables[0].rows if row["column"] == "seed"]

@@ -67,6 +67,10 @@ TRUE = {
         optax.softmax_cross_entropy_with_integer_labels(x, LABELS)
     ),
     "attention": lambda x: jnp.sum((jax.nn.softmax(x @ x.T) @ x) ** 2),
+    "example by example": lambda x: jnp.sum(
+        jax.vmap(lambda r: jax.nn.softmax(jax.nn.relu(r)) @ jax.nn.softplus(r))(x)
+    ),
+    "number by number": lambda x: jnp.sum(jax.vmap(jax.vmap(jax.nn.relu))(x) ** 2),
     "checkpoint": lambda x: jnp.sum(jax.checkpoint(jax.nn.softmax)(x) ** 2),
     "scan": lambda x: jax.lax.scan(
         lambda c, row: (c + jax.nn.logsumexp(row + c), None), 0.0, x
@@ -243,3 +247,10 @@ def test_the_value_of_a_call_is_not_enough_to_know_it():
     own, other = (eqn.params["call_jaxpr"] for eqn in calls)
     assert same_program(own, other)
     assert known_function(calls[1]) is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_softmax_in_short_floats_is_known_too(dtype):
+    x = X.astype(dtype)
+    assert found(lambda x: jnp.sum(jax.nn.softmax(x) ** 2), x) == ()
+    assert found(lambda x: jnp.sum(jax.nn.logsumexp(jax.nn.relu(x), 1)), x) == ()
