@@ -106,6 +106,13 @@ def run(config: Config) -> Iterator[Record]:
         }
 
 
+def headline(records: Sequence[Record]) -> str:
+    """Bytes an example of a hypergradient step over the table's."""
+    found = [record for record in records if record["table"] == "bytes per example"]
+    parts = [f"{record['ratio']:.2g} × ({record['network']})" for record in found]
+    return f"a hypergradient step takes the table's bytes {', '.join(parts)}"
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """Prediction and measurement against the batch."""
     rows = [r for r in records if "batch" in r]

@@ -75,6 +75,16 @@ def run(config: Config) -> Iterator[Record]:
             yield {"table": f"{problem_name}: {check.verdict}", **fields}
 
 
+def headline(records: Sequence[Record]) -> str:
+    """What is said of each problem."""
+    said = {
+        record["problem"]: record["findings"] or "nothing found"
+        for record in records
+        if "findings" in record
+    }
+    return "; ".join(f"{problem}: {findings}" for problem, findings in said.items())
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """Loss, sharpness, growth and contributions of each run; L_T(η) around its rate."""
     shown = [record for record in records if "along" in record]

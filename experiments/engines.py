@@ -10,7 +10,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -48,13 +48,22 @@ class Config(ExperimentConfig):
     ] = ("scalar", "per_step", "momentum", "mixed", "bits", "vmap", "long")
 
 
+class Bar(NamedTuple):
+    """What a way should reach: at most so many times the memory and time of another."""
+
+    text: str
+    temp: float
+    time: float
+    other: str = "training"  # the name of the other way
+    ours: bool = False  # it is the other way, ours, that should be no worse than this
+
+
 class Way(NamedTuple):
     """One way to compute something: a function of hyper, and what it should reach."""
 
     name: str
     function: Callable[[Any], Any]
-    temp_target: float = math.inf  # × the temporary memory of training
-    time_target: float = math.inf  # × the time of training
+    bar: Bar | None = None
 
 
 def run(config: Config) -> Iterator[Record]:
@@ -93,8 +102,8 @@ def _scalar(config: Config) -> Iterator[Record]:
     objective, rate = _mlp(config, optax.adam, config.steps), jnp.float32(1e-3)
     ways = [
         Way("training", objective),
-        _engine(objective, metalr.Forward(), 1.8, 2.3),
-        _engine(_unguarded(objective), metalr.Forward(), 1.8, 2.3),
+        _engine(objective, metalr.Forward(), _times(1.8, 2.3)),
+        _engine(_unguarded(objective), metalr.Forward(), _times(1.8, 2.3)),
     ]
     yield from _compare(f"scalar rate, Adam, T = {config.steps}", ways, rate, config)
 
@@ -106,31 +115,35 @@ def _per_step(config: Config) -> Iterator[Record]:
     few, many = int(math.log2(steps)), round(2 * math.sqrt(steps))
     theirs = int(math.sqrt(2 * steps + 0.25) - 0.5)  # equinox's default
     equinox = lambda n: jax.value_and_grad(_equinox_loss(objective, n))
+    plain = _engine(objective, metalr.Reverse())
+    log = _engine(objective, metalr.Reverse(checkpoints=few), _times(8.0, 6.5))
+    same = _engine(objective, metalr.Reverse(checkpoints=theirs))
     ways = [
         Way("training", objective),
-        _engine(objective, metalr.Reverse(checkpoints=few), 8.0, 6.5),
-        _engine(_unguarded(objective), metalr.Reverse(checkpoints=few), 8.0, 6.5),
-        _engine(objective, metalr.Reverse(checkpoints=theirs)),
-        _engine(objective, metalr.Reverse(checkpoints=many)),
-        _engine(objective, metalr.Reverse()),
-        Way(f"equinox, default ({theirs}) checkpoints", equinox(None)),
-        Way(f"equinox, {few} checkpoints", equinox(few)),
+        log,
+        _engine(
+            _unguarded(objective), metalr.Reverse(checkpoints=few), _times(8.0, 6.5)
+        ),
+        same,
+        _engine(
+            objective,
+            metalr.Reverse(checkpoints=many),
+            Bar("temp ≤ 1/30 and time ≤ 1 × plain reverse", 1 / 30, 1.0, plain.name),
+        ),
+        plain,
+        Way(
+            f"equinox, default ({theirs}) checkpoints",
+            equinox(None),
+            Bar("ours is no worse", 1.0, 1.0, same.name, ours=True),
+        ),
+        Way(
+            f"equinox, {few} checkpoints",
+            equinox(few),
+            Bar("ours is no worse", 1.0, 1.0, log.name, ours=True),
+        ),
     ]
     title = f"{steps} per-step rates, Adam, T = {steps}"
-    rows = list(_compare(title, ways, rates, config))
-    _, log_row, _, same_row, sqrt_row, plain, eqx_default, eqx_log = rows
-    less = lambda a, b: (
-        a["temp_mb"] <= b["temp_mb"] and a["time_ratio"] <= b["time_ratio"]
-    )
-    sqrt_row["target"] = "temp ≤ 1/30 and time ≤ 1 × plain reverse"
-    sqrt_row["reached"] = (
-        sqrt_row["temp_mb"] <= plain["temp_mb"] / 30
-        and sqrt_row["time_ratio"] <= plain["time_ratio"]
-    )
-    eqx_log["target"], eqx_log["reached"] = "ours is no worse", less(log_row, eqx_log)
-    eqx_default["target"] = "ours is no worse"
-    eqx_default["reached"] = less(same_row, eqx_default)
-    yield from rows
+    yield from _compare(title, ways, rates, config)
     yield {
         "table": "recomputation by the formula",
         "checkpoints": many,
@@ -151,7 +164,7 @@ def _momentum(config: Config) -> Iterator[Record]:
         hyper = {"rate": jnp.float32(1e-3), "momentum": jnp.float32(momentum)}
         ways = [
             Way("training", objective),
-            _engine(objective, engine, 4.0, 4.0),
+            _engine(objective, engine, _times(4.0, 4.0)),
             _engine(
                 objective, metalr.Reverse(checkpoints=round(2 * config.steps**0.5))
             ),
@@ -267,18 +280,20 @@ def _mlp(config: Config, optimizer: Any, steps: int) -> metalr.Unrolled:
     )
 
 
+def _times(temp: float, time: float) -> Bar:
+    """At most so many times training's memory and time."""
+    return Bar(f"temp ≤ {temp} ×, time ≤ {time} ×", temp, time)
+
+
 def _engine(
-    objective: metalr.Unrolled,
-    engine: metalr.hypergrad.Engine,
-    temp_target: float = math.inf,
-    time_target: float = math.inf,
+    objective: metalr.Unrolled, engine: metalr.hypergrad.Engine, bar: Bar | None = None
 ) -> Way:
     def function(hyper: Any) -> Any:
         value, grad = metalr.hypergradient(objective, hyper, engine)
         return value, grad
 
     name = str(engine) + ("" if objective.guarded else ", guarded=False")
-    return Way(name, function, temp_target, time_target)
+    return Way(name, function, bar)
 
 
 def _unguarded(objective: metalr.Unrolled) -> metalr.Unrolled:
@@ -299,24 +314,27 @@ def _compare(
             times.append(time.perf_counter() - start)
     temps = [program.temp_bytes for program in programs]
     medians = [statistics.median(times) for times in seconds]
-    for way, temp, median in zip(ways, temps, medians, strict=True):
-        row = {
+    pairs = zip(temps, medians, strict=True)
+    measured = dict(zip([way.name for way in ways], pairs, strict=True))
+    for way in ways:
+        temp, median = measured[way.name]
+        yield {
             "table": title,
             "way": way.name,
             "temp_mb": temp / 1e6,
             "temp_ratio": temp / temps[0],
             "seconds": median,
             "time_ratio": median / medians[0],
-            "target": "",
-            "reached": None,
+            "target": "" if way.bar is None else way.bar.text,
+            "reached": None if way.bar is None else _reached(way, way.bar, measured),
         }
-        if math.isfinite(way.temp_target):
-            row["target"] = f"temp ≤ {way.temp_target} ×, time ≤ {way.time_target} ×"
-            row["reached"] = (
-                row["temp_ratio"] <= way.temp_target
-                and row["time_ratio"] <= way.time_target
-            )
-        yield row
+
+
+def _reached(way: Way, bar: Bar, measured: Mapping[str, tuple[int, float]]) -> bool:
+    low, high = measured[way.name], measured[bar.other]
+    if bar.ours:
+        low, high = high, low
+    return low[0] <= bar.temp * high[0] and low[1] <= bar.time * high[1]
 
 
 def _equinox() -> Any:
@@ -344,7 +362,7 @@ def _equinox_loss(
             kind="checkpointed",
             checkpoints=checkpoints,
         )
-        return objective.evaluate(hyper, last.params)
+        return objective.evaluate(hyper, last)
 
     return loss
 

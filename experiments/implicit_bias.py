@@ -84,6 +84,9 @@ def run(config: Config) -> Iterator[Record]:
     """Yield one record for each problem and optimizer."""
     problem = _problem(config)
     for example in config.examples:
+        if not any(example):
+            msg = f"examples: {list(example)} is zero: every w fits it as well"
+            raise ConfigError(msg)
         x = jnp.asarray(example, config.dtype)
         for name in config.optimizers:
             yield _on_example(config, name, x)
@@ -95,6 +98,13 @@ def run(config: Config) -> Iterator[Record]:
     for name in config.optimizers:
         if name != "adagrad_lagged":  # its first step, g₀·η/ε, is of no use here
             yield _on_data(config, name, problem, largest, title)
+
+
+def headline(records: Sequence[Record]) -> str:
+    """How far from the minimum norm each optimizer ends, on the real data."""
+    last = [record for record in records if record["table"] == records[-1]["table"]]
+    parts = [f"{r['optimizer']} {r['excess_norm']:.2g}" for r in last if r["converged"]]
+    return f"norm above the least: {', '.join(parts)}"
 
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:

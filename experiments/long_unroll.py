@@ -20,7 +20,6 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
-from rich.console import Console
 
 import metalr
 from experiments._command.config import digest
@@ -68,17 +67,18 @@ def run(config: Config) -> Iterator[Record]:
         msg = f"memory_limit: {error}"
         raise ConfigError(msg) from error
     for candidate in chosen.candidates:
+        needs = candidate.temp_bytes  # None where the engine refuses
         yield {
             "table": f"plan within {config.memory_limit}, fastest first",
             "engine": str(candidate.engine),
-            "temp_mb": candidate.temp_bytes / 1e6,
-            "by": "XLA" if candidate.compiled else "the model",
+            "temp_mb": None if needs is None else needs / 1e6,
+            "by": candidate.note or ("XLA" if candidate.compiled else "at least"),
             "cost": candidate.cost,
-            "fits": candidate.temp_bytes <= limit,
+            "fits": needs is not None and needs <= limit,
             "chosen": candidate.engine == chosen.engine,
         }
-    shown, console = 0, Console(stderr=True)
-    with scan_progress("long_unroll", total=config.steps, console=console) as tell:
+    shown = 0
+    with scan_progress("long_unroll", total=config.steps) as tell:
         learn = functools.partial(
             metalr.learn,
             watched(objective, tell),

@@ -37,8 +37,6 @@ MODES = ("forward", "reverse", "forward over reverse", "reverse over reverse")
 
 NOT_RUN = {
     "dpsgd": "takes a gradient for each example, and an inner loss gives their mean",
-    "lbfgs": "its line search is a while loop, which reverse mode cannot pass; its "
-    "number of iterations is not a smooth function",
     "optimistic_adam": "deprecated by optax; optimistic_adam_v2 is run",
     "sophia": "takes `obj_fn` at each update, a name that optax's line searches refuse",
     "sam": "wraps two optimizers; it takes no learning rate of its own",
@@ -53,9 +51,19 @@ NOT_DIFFERENTIABLE = {
 }
 """Optimizer and case where no derivative exists, each with its reason."""
 
+STOPS = {
+    "lbfgs": "it stops the gradient of the norm that scales its first step: right in "
+    "the rate, which that step does not know yet, wrong in what the start or the loss "
+    "depends on",
+}
+"""Optimizers whose derivatives leave a path out, each with what it stops."""
+
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "polyak_sgd": lambda rate: optax.polyak_sgd(scaling=rate),
     "noisy_sgd": lambda rate: optax.noisy_sgd(rate, key=jax.random.key(0)),
+    # Its line search is a while loop, which reverse mode cannot pass; its number of
+    # iterations is not a smooth function.
+    "lbfgs": lambda rate: optax.lbfgs(rate, linesearch=None),
     "schedule_free": lambda rate: contrib.schedule_free(optax.sgd(rate), rate),
 }
 """Those that are not made by `optimizer(learning_rate)`."""
@@ -198,7 +206,7 @@ def examine(name: str, rate: float, steps: int, *, plain: bool = True) -> list[R
                     guarded[2:], expected[2:], max(abs(guarded[1]), abs(ends[index]))
                 ),
                 "same_bits": bits,
-                "reason": NOT_DIFFERENTIABLE.get((name, case)),
+                "reason": NOT_DIFFERENTIABLE.get((name, case), STOPS.get(name)),
                 "unguarded": [float(d[index, 0]) for d in unguarded],
                 "guarded": guarded,
                 "expected": expected,

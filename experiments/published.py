@@ -57,6 +57,11 @@ def run(config: Config) -> Iterator[Record]:
             yield row.record(name, part.source)
 
 
+def headline(records: Sequence[Record]) -> str:
+    """How many figures hold."""
+    return f"{sum(r['holds'] for r in records)} of {len(records)} figures hold"
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """Influence balancing: truncated and persistent estimates beside the exact one."""
     return influence_balancing.figures(records)

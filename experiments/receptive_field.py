@@ -74,6 +74,12 @@ def run(config: Config) -> Iterator[Record]:
         }
 
 
+def headline(records: Sequence[Record]) -> str:
+    """In how many networks the formula is the extent of the Jacobian."""
+    same = sum(record["formula"] == record["jacobian"] for record in records)
+    return f"formula = extent of the Jacobian in {same} of {len(records)} networks"
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """The middle unit's weight on each pixel, with the field and the effective box."""
     figure, axes = panels(4, (len(records) + 3) // 4, height=4.9)

@@ -97,6 +97,13 @@ def run(config: Config) -> Iterator[Record]:
         }
 
 
+def headline(records: Sequence[Record]) -> str:
+    """How near the learned schedules come to conjugate gradients."""
+    worst = max(record["learned_over_cg"] for record in records)
+    longest = max(record["T"] for record in records)
+    return f"learned over CG loss − 1 ≤ {worst:.1e} to T = {longest}"
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """Excess loss of each schedule against T, and the rates of the longest one."""
     figure, (left, right) = panels(2)

@@ -90,6 +90,15 @@ def quadratic(config: Config) -> NoisyQuadratic:
     )
 
 
+def headline(records: Sequence[Record]) -> str:
+    """What greed costs at the longest horizon, and what was learned there."""
+    last = max(records, key=lambda record: record["T"])
+    return (
+        f"greedy rates end {last['short_horizon_bias']:.3g} above the optimal loss at "
+        f"T = {last['T']}; learned ones {last['learned_over_optimal']:.1e}"
+    )
+
+
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """Loss against T; the schedules of the longest; the loss on the way."""
     figure, (left, middle, right) = panels(3)

@@ -7,7 +7,7 @@ side outputs; what reverse mode keeps grows linearly with T, by 8d bytes a step 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 import metalr
 from experiments._command.experiment import Record
@@ -39,7 +39,7 @@ class Config(RegressionConfig):
 
     experiment: Literal["two_step_graph"] = "two_step_graph"
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    steps: PositiveInt = 2
+    steps: Annotated[int, Field(ge=1, le=50)] = 2  # a graph to look at
     horizons: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -81,6 +81,12 @@ def run(config: Config) -> Iterator[Record]:
             "state_bytes": state_bytes,
             "states_kept": kept / state_bytes,
         }
+
+
+def headline(records: Sequence[Record]) -> str:
+    """What a further step costs plain reverse mode."""
+    kept = [record for record in records if "bytes_per_step" in record]
+    return f"{kept[-1]['bytes_per_step']:.4g} bytes a step to T = {kept[-1]['T']}"
 
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:

@@ -48,6 +48,7 @@ from .outer.learn import (
 from .outer.newton import Newton as Newton
 from .outer.online import Online as Online, online as online
 from .outer.reparametrized import reparametrized as reparametrized
+from .outer.windows import Windows as Windows, windows as windows
 from .runs.rollout import Rollout as Rollout
 from .runs.run import Run as Run
 from .runs.unrolled import Unrolled as Unrolled

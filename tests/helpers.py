@@ -10,12 +10,26 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+import metalr
+from metalr.problems import least_squares
+
 
 def assert_close(actual: Any, expected: Any, *, rtol: float, atol: float = 0.0) -> None:
     """Leaf by leaf; structures must agree."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=rtol, atol=atol)
+
+
+def assert_near(actual: Any, expected: Any, *, rtol: float, atol: float = 0.0) -> None:
+    """Leaf by leaf, to the size of the leaf's largest entry; shapes and dtypes too."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert jnp.shape(a) == jnp.shape(e)
+        assert jnp.result_type(a) == jnp.result_type(e)
+        error = jnp.max(jnp.abs(a - e), initial=0.0)
+        bound = rtol * jnp.max(jnp.abs(e), initial=0.0) + atol
+        assert error <= bound, f"{a} and {e} differ by {error}"
 
 
 def finite_difference(function: Any, hyper: Any) -> Any:
@@ -110,3 +124,53 @@ def exact_heavy_ball(u, momentum, steps: int) -> float:
     for _ in range(steps):
         before, now = now, (1 + alpha - u) * now - alpha * before
     return float(now)
+
+
+OPTIMIZERS = {
+    "sgd": lambda h: optax.sgd(h["rate"]),
+    "momentum": lambda h: optax.sgd(h["rate"], momentum=0.9),
+    "nesterov": lambda h: optax.sgd(h["rate"], momentum=0.9, nesterov=True),
+    "adam": lambda h: optax.adam(h["rate"]),
+    "rmsprop": lambda h: optax.rmsprop(h["rate"]),
+    "adagrad": lambda h: optax.adagrad(h["rate"]),
+    "chain": lambda h: optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.add_decayed_weights(0.1),
+        optax.sgd(h["rate"]),
+    ),
+}
+
+
+def network_loss(params, hyper, batch):
+    """Of a tanh network with one hidden layer."""
+    x, y = batch
+    hidden = jnp.tanh(x @ params["in"] + params["bias"])
+    return jnp.mean((hidden @ params["out"] - y) ** 2)
+
+
+def network(steps):
+    """Parameters, and a batch for each step."""
+    keys = jax.random.split(jax.random.key(1), 5)
+    params = {
+        "in": 0.5 * jax.random.normal(keys[0], (3, 4)),
+        "bias": 0.1 * jax.random.normal(keys[1], (4,)),
+        "out": jax.random.normal(keys[2], (4,)),
+    }
+    batches = (
+        jax.random.normal(keys[3], (steps, 6, 3)),
+        jax.random.normal(keys[4], (steps, 6)),
+    )
+    return params, batches
+
+
+HEAVY_BALL = {"rate": 0.3, "momentum": 0.5}
+
+
+def heavy_ball(hyper):
+    return optax.sgd(hyper["rate"], hyper["momentum"])
+
+
+def heavy_ball_task(seed, make=heavy_ball, steps=5):
+    """A regression of its own for each seed."""
+    X, t = regression(4, 3, seed=seed)
+    return metalr.Unrolled(least_squares(X, t), make, jnp.zeros(3), steps=steps)

@@ -18,9 +18,15 @@ from experiments.meta_learning import pooled
 from metalr.problems import least_squares
 from metalr.tasks import Each, Mean, stack
 from metalr.theory import Quadratic
-from tests.helpers import assert_close, finite_difference, regression
+from tests.helpers import (
+    HEAVY_BALL as HYPER,
+    assert_close,
+    finite_difference,
+    heavy_ball as optimizer,
+    heavy_ball_task as problem,
+    regression,
+)
 
-HYPER = {"rate": 0.3, "momentum": 0.5}
 ENGINES = [
     metalr.Reverse(),
     metalr.Forward(),
@@ -28,15 +34,6 @@ ENGINES = [
     metalr.Truncated(last=2),
     metalr.Reversible(min_momentum=0.45),
 ]
-
-
-def optimizer(hyper):
-    return optax.sgd(hyper["rate"], hyper["momentum"])
-
-
-def problem(seed, make=optimizer, steps=5):
-    X, t = regression(4, 3, seed=seed)
-    return metalr.Unrolled(least_squares(X, t), make, jnp.zeros(3), steps=steps)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +167,45 @@ def test_arrays_that_all_tasks_share_are_kept_once(tasks):
     given = jax.jit(lambda mean: mean(HYPER)).lower(mean).compile().memory_analysis()
     assert given is not None
     assert given.argument_size_in_bytes == 8 * sum(sizes)
+
+
+def test_rollouts_are_tasks_too():
+    def step(state, hyper, x):
+        return state - hyper["rate"] * state**3, state
+
+    def end(state, hyper):
+        return jnp.sum(state**2) * hyper["momentum"]
+
+    def make(start):
+        return metalr.Rollout(step, start * jnp.ones(2), steps=4, value=end)
+
+    starts = jnp.array([0.5, 1.0, 1.5])
+    mean = Mean.of(make, starts)
+    for same in (mean, Mean([make(start) for start in starts])):
+        alone = jnp.stack([make(start)(HYPER) for start in starts])
+        assert_close(same.values(HYPER), alone, rtol=1e-13)
+        found = metalr.hypergradient(same, HYPER, Each(metalr.Mixed()))
+        assert_close(found.grad, jax.grad(mean)(HYPER), rtol=1e-12)
+
+
+def test_learning_sees_fresh_tasks_in_every_outer_step():
+    # The mean of ‖w − t‖² after one step from 0 is (1 − 2η)² E‖t‖²: least at η = ½,
+    # whatever the tasks are; their values differ from step to step.
+    loss = lambda w, h, target: jnp.sum((w - target) ** 2)
+
+    def make(key):
+        target = jax.random.normal(key, (1, 3))
+        return metalr.Unrolled(loss, optax.sgd, jnp.zeros(3), steps=1, batches=target)
+
+    learned = metalr.learn(
+        lambda key: Mean.of(make, jax.random.split(key, 8)),
+        0.1,
+        key=jax.random.key(3),
+        outer_optimizer=optax.sgd(0.02),
+        steps=60,
+        engine=Each(metalr.Reverse(checkpoints=1)),
+    )
+    assert_close(learned.hyper, 0.5, rtol=1e-3)
 
 
 def test_weights_are_of_the_mean_and_of_its_hypergradient(tasks):

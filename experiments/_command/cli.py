@@ -85,10 +85,7 @@ def _add_sweep(commands: Any) -> None:
         "sweep",
         help="run an experiment at many points; the same command again goes on",
         description=docstring("experiments._sweep.axes"),
-        epilog="executor: {kind: serial | dask, address: tcp://…, workers: N, "
-        "time_limit: SECONDS, retries: N, memory_limit: 1GiB, batch: POINTS}; "
-        "store: FILE (inside the folder of results). "
-        "Exit code 1: points failed; give the same command again to retry them.",
+        epilog=docstring("experiments._sweep.executors"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _config(sweep)
@@ -142,7 +139,11 @@ def _add_publish(commands: Any) -> None:
         "publish", help="keep finished runs; make RESULTS.md and README's table of them"
     )
     publish.add_argument(
-        "folders", nargs="*", type=Path, metavar="RUN", help="RUNS/EXPERIMENT/ID"
+        "sources",
+        nargs="*",
+        type=Path,
+        metavar="STORE-or-RUN",
+        help="a finished run (RUNS/EXPERIMENT/ID), or a sweep without failed points",
     )
     publish.add_argument(
         "--check", action="store_true", help="write nothing; 1 if a page is out of date"
@@ -267,7 +268,7 @@ def _publish(options: argparse.Namespace) -> int:
         for fault in found:
             say(fault, error=True)
         return 1 if found else 0
-    for path in publish(options.folders, options.name, configs):
+    for path in publish(options.sources, options.name, configs):
         say(str(path))
     return 0
 

@@ -5,6 +5,7 @@ bytes: on a CPU what the process's peak (VmHWM) rose above its size before the r
 an accelerator `peak_bytes_in_use` less what was in use.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -30,7 +31,11 @@ def fresh_peak(
     """
     arguments = [problem, learned, str(steps), str(engine), dtype]
     command = [sys.executable, "-m", "experiments._command.fresh_peak", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # On an accelerator the parent holds most of the memory: take what is needed.
+    frugal = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=frugal
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         msg = f"the fresh process ended with code {done.returncode}: {last}"

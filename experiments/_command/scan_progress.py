@@ -54,7 +54,7 @@ def watched(objective: metalr.Unrolled, tell: Tell, *, calls: int = 100) -> Watc
 
 @contextmanager
 def scan_progress(
-    name: str, *, total: int, console: Console, every: float = _EVERY
+    name: str, *, total: int, console: Console | None = None, every: float = _EVERY
 ) -> Iterator[Tell]:
     """Show the step that a watched objective is at.
 
@@ -63,11 +63,13 @@ def scan_progress(
         total: steps T of the run; it is passed several times where an engine runs steps
             again, or `learn` makes several outer steps.
         console: a terminal gets a bar; a file or pipe gets lines without control codes.
+            By default that of standard error.
         every: seconds between such lines.
 
     Yields:
         The function to pass to `watched`.
     """
+    console = console or Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=console, transient=True) as bar:

@@ -88,9 +88,7 @@ def _bytes_per_step(function: Callable[[metalr.Unrolled], Any]) -> float:
 
     def temporary(steps: int) -> int:
         objective = descent(X, jnp.ones(8), jnp.zeros(64), steps=steps)
-        analysis = jax.jit(function(objective)).lower(0.1).compile().memory_analysis()
-        assert analysis is not None  # every backend of JAX reports it
-        return analysis.temp_size_in_bytes
+        return metalr.profiling.compiled(function(objective), 0.1).temp_bytes
 
     return (temporary(300) - temporary(200)) / 100
 

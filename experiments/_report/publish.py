@@ -19,13 +19,13 @@ from experiments._command import tables
 from experiments._command.config import ConfigError
 from experiments._command.registry import claim, questions
 from experiments._command.run_folder import environment, read_text, write
+from experiments._report.keeping import from_source
 from experiments._report.records import (
     Kept,
     KeptTable,
-    figure_faults,
-    from_run,
     keep,
     read_all,
+    record_faults,
 )
 
 MAX_ROWS = 30
@@ -39,16 +39,16 @@ _PLACE = re.compile(
 )
 
 
-def publish(folders: Sequence[Path], name: str | None, configs: Path) -> list[Path]:
+def publish(sources: Sequence[Path], name: str | None, configs: Path) -> list[Path]:
     """Keep the records of these runs, then make the pages anew; returns the pages.
 
     Raises:
         ConfigError: if a run is not finished, or something cannot be written.
     """
-    if name is not None and len(folders) != 1:
-        msg = f"--name {name}: names one record, and {len(folders)} runs are given"
+    if name is not None and len(sources) != 1:
+        msg = f"--name {name}: names one record, and {len(sources)} runs are given"
         raise ConfigError(msg)
-    for drawn in [from_run(folder, name) for folder in folders]:
+    for drawn in [from_source(source, name) for source in sources]:
         keep(drawn, configs)
     pages = _pages(configs)
     with environment("publish"):
@@ -63,7 +63,7 @@ def faults(configs: Path) -> list[str]:
     Raises:
         ConfigError: if a record is damaged.
     """
-    found = figure_faults(read_all(configs), configs)
+    found = record_faults(read_all(configs), configs)
     for path, text in _pages(configs).items():
         there = read_text(path, "").splitlines()
         if there != text.splitlines():
@@ -91,6 +91,8 @@ def facts(kept: Kept) -> str:
         f"JAX {jax}, Python {kept.python}; commit {code}, {kept.started[:10]}"
     )
 
+
+_SHARED = "Other work shared the machine: times are left out."
 
 _HEAD = """# Results
 
@@ -137,6 +139,8 @@ def _section(kept: Kept) -> str:
     parts += [asked[:1].upper() + asked[1:]] if asked else []
     parts += [f"Claim: {claimed}"] if claimed else []
     parts += [f"`{kept.command}`", facts(kept)]
+    if not kept.undisturbed:
+        parts.append(_SHARED)
     for table in kept.tables:
         parts += [f"**{_text(table.title)}**"] if len(kept.tables) > 1 else []
         parts.append(_folded(table))

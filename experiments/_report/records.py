@@ -6,24 +6,21 @@ and the rows of its tables. What no record holds cannot be shown as a result.
 
 import hashlib
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field, NonNegativeFloat
 
 from experiments._command import strict_json, tables
-from experiments._command.config import ConfigError, Model, parse, validate
-from experiments._command.experiment import experiment
+from experiments._command.config import ConfigError, Model, validate
+from experiments._command.experiment import Experiment, experiment
 from experiments._command.registry import find
-from experiments._command.run_folder import environment, read_run, write
+from experiments._command.run_folder import environment, write
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 """Where records, figures and RESULTS.md are."""
-
-BUSY = 0.5
-"""Processes that others kept running, from which a run counts as disturbed."""
 
 
 class KeptTable(Model):
@@ -59,47 +56,6 @@ class Drawn(NamedTuple):
 
     kept: Kept
     pictures: dict[str, bytes]  # PNG
-
-
-def from_run(folder: Path, name: str | None = None) -> Drawn:
-    """The record of a finished run.
-
-    Args:
-        folder: of the run.
-        name: of the record; by default the name of the run's config file.
-
-    Raises:
-        ConfigError: if the run has not finished, or the folder is damaged.
-    """
-    run = read_run(folder)
-    origin = run.provenance
-    if origin.get("status") != "finished":
-        msg = f"{folder}: its status is {origin.get('status')!r}, not 'finished'"
-        raise ConfigError(msg)
-    config = parse(run.config, str(folder / "config.yaml"))
-    subject = experiment(find(config["experiment"]))
-    name = name or _name(origin["command"], subject.name)
-    found = _tables(run.records, subject.name)
-    pictures = {
-        _figure(name, subject.name, path.stem): path.read_bytes()
-        for path in sorted(folder.glob("*.png"))
-    }
-    with environment(f"read {folder}"):
-        kept = {
-            "name": name,
-            "experiment": subject.name,
-            "command": command(origin["command"]),
-            "seconds": round(origin["wall_seconds"], 1),
-            "undisturbed": origin.get("load_before", BUSY) < BUSY
-            and not origin.get("compilation_cache", False),
-            "dtype": config["dtype"],
-            "headline": subject.headline(run.records) or headline(found),
-            "tables": [table.model_dump() for table in found],
-            "figures": {file: _hash(raw) for file, raw in pictures.items()},
-        }
-        same = (Kept.model_fields.keys() & origin.keys()) - kept.keys()
-        kept |= {field: origin[field] for field in same}
-    return Drawn(validate(Kept, kept), pictures)
 
 
 def keep(drawn: Drawn, configs: Path) -> None:
@@ -148,8 +104,8 @@ def read_record(path: Path) -> Kept:
     return kept
 
 
-def figure_faults(records: Sequence[Kept], configs: Path) -> list[str]:
-    """Figures that are missing, changed, or of no record."""
+def record_faults(records: Sequence[Kept], configs: Path) -> list[str]:
+    """Figures that are missing, changed or of no record; headlines of no table."""
     held = {file: known for kept in records for file, known in kept.figures.items()}
     folder = configs / "figures"
     there = {path.name for path in folder.glob("*")} if folder.is_dir() else set()
@@ -157,22 +113,19 @@ def figure_faults(records: Sequence[Kept], configs: Path) -> list[str]:
     for file, known in held.items():
         if file not in there:
             faults.append(f"figures/{file} is missing")
-        elif _hash((folder / file).read_bytes()) != known:
+        elif sha256((folder / file).read_bytes()) != known:
             faults.append(f"figures/{file} is not the one of its record")
+    for kept in records:
+        line = said(experiment(find(kept.experiment)), kept.tables)
+        if line != kept.headline:
+            faults.append(f"{kept.name}: the headline of its tables is {line!r}")
     return faults
 
 
-def command(words: Sequence[str]) -> str:
-    """A run's command as one would give it again."""
-    program, *rest = words
-    kept, skip = [], False
-    for word in rest:
-        if skip or word == "--runs":
-            skip = word == "--runs"
-        elif not word.startswith("--runs="):
-            kept.append(word)
-    module = "" if program == "__main__.py" else f".{program.removesuffix('.py')}"
-    return shlex.join(["python", "-m", f"experiments{module}", *kept])
+def said(subject: Experiment, found: Sequence[KeptTable]) -> str:
+    """The headline of these tables: the experiment's own, or the general one."""
+    rows = [row | {"table": table.title} for table in found for row in table.rows]
+    return subject.headline(rows) or headline(found)
 
 
 def headline(found: Iterable[KeptTable]) -> str:
@@ -186,6 +139,10 @@ def headline(found: Iterable[KeptTable]) -> str:
             columns.setdefault(name, []).extend(values)
     parts = []
     for name, values in columns.items():
+        if name == "verdict":
+            said = Counter(map(str, values)).most_common()
+            parts.append(", ".join(f"{count} {verdict}" for verdict, count in said))
+            continue
         judged = re.search(r"agrees|holds|converged|reached", name)
         if judged and values and all(isinstance(value, bool) for value in values):
             parts.append(f"{_words(name)}: yes in {sum(values)} of {len(values)}")
@@ -199,26 +156,5 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _name(words: Sequence[str], subject: str) -> str:
-    configs = [Path(word) for word in words if word.endswith((".yaml", ".yml"))]
-    return configs[0].stem if configs else subject
-
-
-def _figure(name: str, subject: str, figure: str) -> str:
-    return f"{name}.png" if figure == subject else f"{name}-{figure}.png"
-
-
-def _tables(records: Sequence[Mapping[str, Any]], subject: str) -> list[KeptTable]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        found.setdefault(str(record.get("table", subject)), []).append(record)
-    result = []
-    for title, rows in found.items():
-        names = tables.shown(rows)
-        kept = [{name: row.get(name) for name in names} for row in rows]
-        result.append(KeptTable(title=title, rows=kept))
-    return result
-
-
-def _hash(raw: bytes) -> str:
+def sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()

@@ -1,5 +1,6 @@
 """A sweep's store as sections of a report."""
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from experiments._command.config import ConfigError, dotted
+from experiments._command.experiment import Experiment, experiment
 from experiments._report.sections import (
     Failure,
     Picture,
@@ -67,9 +69,7 @@ def _sweep(
         | {"attempts": row.attempts, "finished at": row.finished_at}
         for row in rows
     ]
-    pairs = _without_repetition(
-        [(_merged(row, varying, r), r) for row in rows for r in row.records]
-    )
+    listed = [Table("points", points)] if points else []
     bad = [row for row in rows if row.status != "finished"]
     return Section(
         title=name,
@@ -82,11 +82,34 @@ def _sweep(
         provenance=_common([flat(row.provenance) for row in rows]),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         data={},
-        tables=[*tables(name, pairs), *([Table("points", points)] if rows else [])],
+        tables=[*point_tables(name, rows), *listed],
         pictures=pictures,
         failures=[_failure(row, varying) for row in bad],
         notes=[*notes, *remarks],
     )
+
+
+def point_tables(name: str, rows: Sequence[Row]) -> list[Table]:
+    """What the points found, each record beside the axes of its point."""
+    varying = _varying(rows)
+    pairs = _without_repetition(
+        [(_merged(row, varying, r), r) for row in rows for r in row.records]
+    )
+    return tables(name, pairs)
+
+
+def pictures_png(subject: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
+    """The experiment's figures of all points together, as PNG files."""
+    from experiments._report.style import figure_style
+
+    drawn = {}
+    with figure_style():
+        records = [record for row in rows for record in row.records]
+        for name, figure in subject.figures(records).items():
+            target = io.BytesIO()
+            figure.savefig(target, format="png")
+            drawn[name] = target.getvalue()
+    return drawn
 
 
 def _word(status: str) -> str:
@@ -137,7 +160,6 @@ def _without_repetition(pairs: Sequence[_Pair]) -> Sequence[_Pair]:
 
 def _draw(name: str, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     """The experiment's own figures, one set for each group of comparable points."""
-    from experiments._command.experiment import experiment
     from experiments._command.registry import find
 
     if not rows:

@@ -163,11 +163,12 @@ def _check_file(path: Path) -> None:
     if status.st_size == 0:
         msg = f"{path} is truncated (0 bytes): restore it or move it away"
         raise StoreError(msg)
+    if _log(path):  # the file alone may be half of what was being moved into it
+        return
     try:
-        with closing(
-            sqlite3.connect(_address(path) + "&immutable=1", uri=True)
-        ) as file:
-            (found,) = file.execute("PRAGMA application_id").fetchone()
+        address = _address(path) + "&immutable=1"
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            _check_kind(path, database)
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
             raise _damaged(path, error) from error
@@ -176,12 +177,16 @@ def _check_file(path: Path) -> None:
             "within its first 100 bytes): nothing was changed"
         )
         raise StoreError(msg) from error
-    if found != APPLICATION_ID:
+
+
+def _check_kind(path: Path, database: sqlite3.Connection) -> None:
+    if database.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
         msg = f"{path} is an SQLite file, but not a results store: nothing was changed"
         raise StoreError(msg)
 
 
 def _check(path: Path, database: sqlite3.Connection) -> None:
+    _check_kind(path, database)
     found = version(database)
     if not 1 <= found <= SCHEMA_VERSION:
         msg = (

@@ -1,7 +1,35 @@
 """Where the points of a sweep are computed: here, or by Dask's workers.
 
-An executor takes jobs from a queue; its caller may add to it while taking outcomes.
+    executor:
+      kind: serial          # in this process; with a time_limit in one beside it
+      kind: dask            # workers on this machine, one a GPU if there are several
+      workers: 4            # of them
+      address: tls://HOST:8786   # or those of a scheduler that is running
+      time_limit: 60        # seconds for a point, which is then killed
+      retries: 1            # of a point that raises, or whose process dies
+      memory_limit: 1GiB    # for the points that run as one program
+      batch: 64             # points in one program, at most
+    store: NAME.sqlite      # in the folder of results
+
+Exit code 1: points failed; the same command again tries them again.
+
+A scheduler and workers by hand, the same metalr installed everywhere. A certificate and
+key for all of them (`openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=metalr -keyout
+key.pem -out cert.pem`), readable by you alone, keep everybody else out:
+
+    K="--tls-ca-file cert.pem --tls-cert cert.pem --tls-key key.pem"
+    dask scheduler $K --protocol tls --port 8786 --no-dashboard
+    dask worker tls://HOST:8786 $K --nthreads 1 --memory-limit 0 --no-dashboard
+    export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=cert.pem
+    export DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT=cert.pem
+    export DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY=key.pem
+
+An open scheduler (tcp://, without keys) runs, as you, whatever code anybody sends who
+can connect to its port: start one only where nobody else can, other users of the
+machine included.
 """
+
+# An executor takes jobs from a queue; its caller may add to it while taking outcomes.
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -68,9 +96,7 @@ class Dask(_Options):
     """Dask's workers: a cluster made for the sweep, or the one at `address`.
 
     Each worker computes in a process beside it. The cluster made here speaks TLS with
-    keys of its own. One started by hand does if it is told to, and then only who has
-    the keys can reach it. **An open scheduler runs any code that anybody sends who can
-    connect to its port**: keep such ones on a network of your own.
+    keys of its own; one started by hand does if it is told to.
     """
 
     kind: Literal["dask"]

@@ -5,6 +5,7 @@ for equation what this JAX traces for its own function at the same shapes.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ _OWN: dict[str, Any] = {
 }
 """Their rules give the derivative of what they compute, wherever it exists."""
 
+_MOST_MAPS = 2
+
 
 def known_function(eqn: JaxprEqn) -> str | None:
     """Which function of JAX's this `custom_jvp_call` is, e.g. "relu"; None: not known.
@@ -38,18 +41,26 @@ def known_function(eqn: JaxprEqn) -> str | None:
     kinds = tuple((atom.aval.shape, atom.aval.dtype) for atom in operands)
     if not all(jnp.issubdtype(dtype, jnp.floating) for _, dtype in kinds):
         return None
-    for name in _OWN:
-        own = _own_call(name, kinds)
+    for name, maps in itertools.product(_OWN, range(_MOST_MAPS + 1)):
+        own = _own_call(name, kinds, maps)
         if own is not None and _same_call(eqn, own):
             return name
     return None
 
 
 @functools.lru_cache(maxsize=256)
-def _own_call(name: str, kinds: tuple[Any, ...]) -> JaxprEqn | None:
-    """The call that JAX traces for its function, at operands of these kinds."""
+def _own_call(name: str, kinds: tuple[Any, ...], maps: int) -> JaxprEqn | None:
+    """The call that JAX traces for its function, at operands of these kinds.
+
+    Under so many `vmap`s over leading axes: a rule is traced for one example, and what
+    it broadcasts is then written in another way.
+    """
+    function = _OWN[name]
+    axes = [0 if shape else None for shape, _ in kinds]
     try:
-        program = jax.make_jaxpr(_OWN[name])(*_arguments(kinds))
+        for _ in range(maps):
+            function = jax.vmap(function, axes)
+        program = jax.make_jaxpr(function)(*_arguments(kinds))
     except (TypeError, ValueError):  # not for that many operands, or these shapes
         return None
     calls = (e for e in equations(program.jaxpr) if "custom_jvp" in e.primitive.name)

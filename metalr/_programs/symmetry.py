@@ -16,14 +16,14 @@ as it enters as $u + k\,c$ or $u \cdot e^{k c}$.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, primitives
 
 from .equations import fold, fold_scan, inner_program, programs_in
 from .known import known_function
+from .shifts import FREE, Shift, shifted, stopped
 
 _OWN_RULE = frozenset(
     {
@@ -97,19 +97,11 @@ def own_derivatives(
     return tuple(sorted(reading.found))
 
 
-class _Shift(NamedTuple):
-    """How a value v depends on a stopped value c: u + k·c, or u·exp(k·c)."""
-
-    power: bool  # u·exp(k·c)
-    factor: float  # k
-    axes: tuple[int | None, ...]  # of v: which axis of c runs along it, if any
-
-
 class _Value(NamedTuple):
     """Does it depend on the inputs in question, and how on the stopped values."""
 
     moves: bool
-    shifts: dict[int, _Shift | None]  # None: in some other way
+    shifts: dict[int, Shift | None]  # None: in some other way
 
 
 _STILL, _MOVES, _SOMEHOW = _Value(False, {}), _Value(True, {}), -1
@@ -147,9 +139,7 @@ class _Reading(NamedTuple):
     def stopped(self, eqn: JaxprEqn, value: _Value) -> _Value:
         if not value.moves:
             return value
-        shape = _shape(eqn.outvars[0])
-        axes = tuple(i if size > 1 else None for i, size in enumerate(shape))
-        return _Value(False, {next(self.fresh): _Shift(False, 1.0, axes)})
+        return _Value(False, {next(self.fresh): stopped(eqn.outvars[0])})
 
 
 def _somehow(value: _Value) -> _Value:
@@ -206,148 +196,10 @@ _LOOPS: dict[str, Callable[[_Reading, JaxprEqn, list[_Value]], list[_Value]]] = 
 }
 
 
-# How an equation's result depends on a stopped value c.
-
-
-def _shifts(eqn: JaxprEqn, operands: list[_Value]) -> dict[int, _Shift | None]:
-    stopped = {number for value in operands for number in value.shifts}
-    rule = _RULES.get(eqn.primitive.name)
-    shifts: dict[int, _Shift | None] = {}
-    for number in stopped:
-        given = [value.shifts.get(number, _FREE) for value in operands]
-        if rule is None or None in given:
-            shifts[number] = None
-            continue
-        shift = rule(eqn, [_Shift(*x) for x in given if x is not None])
-        if shift is None or shift.factor != 0.0:
-            shifts[number] = shift
-    return shifts
-
-
-_FREE = _Shift(False, 0.0, ())
-"""Does not depend on c."""
-
-_Rule: TypeAlias = Callable[[JaxprEqn, list[_Shift]], _Shift | None]
-
-
-def _sum(sign: float) -> _Rule:
-    """(u + k·c) ± (v + l·c), or u·exp(k·c) ± v·exp(k·c)."""
-
-    def rule(eqn: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-        a, b = operands
-        if a.power != b.power or (a.power and a != b):
-            return None  # also where one of two powers does not depend on c
-        return a if a.power else _together(eqn, a, b, sign)
-
-    return rule
-
-
-def _product(sign: float) -> _Rule:
-    """u·exp(k·c) times, or over, v·exp(l·c)."""
-
-    def rule(eqn: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-        a, b = operands
-        if any(x.factor and not x.power for x in operands):
-            return None
-        both = _together(eqn, a, b, sign)
-        return both and both._replace(power=True)
-
-    return rule
-
-
-def _together(eqn: JaxprEqn, a: _Shift, b: _Shift, sign: float) -> _Shift | None:
-    """The factors added, where c runs along the same axes of both."""
-    if a.factor and b.factor and a.axes != b.axes:
-        return None
-    axes = a.axes if a.factor else b.axes
-    rank = len(_shape(eqn.outvars[0]))
-    if len(axes) != rank:
-        axes = (None,) * rank  # a scalar meets an array
-    return _Shift(a.power, a.factor + sign * b.factor, axes)
-
-
-def _exp(_: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    (a,) = operands
-    return None if a.power else a._replace(power=True)
-
-
-def _log(_: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    (a,) = operands
-    return a._replace(power=False) if a.power else None
-
-
-def _neg(_: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    (a,) = operands
-    return a if a.power else a._replace(factor=-a.factor)
-
-
-def _abs(_: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    return operands[0] if operands[0].power else None
-
-
-def _sign(_: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    return _FREE if operands[0].power else None
-
-
-def _same(_: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    return operands[0]
-
-
-def _reduce_sum(eqn: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    """Along axes on which c is constant."""
-    (a,) = operands
-    summed = eqn.params["axes"]
-    if any(a.axes[axis] is not None for axis in summed):
-        return None
-    count = math.prod(_shape(eqn.invars[0])[axis] for axis in summed)
-    axes = tuple(x for i, x in enumerate(a.axes) if i not in summed)
-    return _Shift(a.power, a.factor * (1 if a.power else count), axes)
-
-
-def _broadcast(eqn: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    a, *sizes = operands
-    axes: list[int | None] = [None] * len(_shape(eqn.outvars[0]))
-    for axis, place in zip(a.axes, eqn.params["broadcast_dimensions"], strict=True):
-        axes[place] = axis
-    return None if sizes else a._replace(axes=tuple(axes))
-
-
-def _reshape(eqn: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    """Axes of length 1 come and go."""
-    (a,) = operands
-    old, new = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
-    kept = [axis for axis, size in zip(a.axes, old, strict=True) if size != 1]
-    if [size for size in old if size != 1] != [size for size in new if size != 1]:
-        return None
-    axes = iter(kept)
-    return a._replace(axes=tuple(None if size == 1 else next(axes) for size in new))
-
-
-def _transpose(eqn: JaxprEqn, operands: list[_Shift]) -> _Shift | None:
-    (a,) = operands
-    return a._replace(axes=tuple(a.axes[i] for i in eqn.params["permutation"]))
-
-
-_RULES: dict[str, _Rule] = {
-    "abs": _abs,
-    "add": _sum(1.0),
-    "add_any": _sum(1.0),
-    "broadcast_in_dim": _broadcast,
-    "copy": _same,
-    "div": _product(-1.0),
-    "exp": _exp,
-    "log": _log,
-    "mul": _product(1.0),
-    "name": _same,
-    "neg": _neg,
-    "reduce_sum": _reduce_sum,
-    "reshape": _reshape,
-    "sign": _sign,
-    "squeeze": _reshape,
-    "sub": _sum(-1.0),
-    "transpose": _transpose,
-}
-
-
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(atom.aval.shape)
+def _shifts(eqn: JaxprEqn, operands: list[_Value]) -> dict[int, Shift | None]:
+    """For each stopped value, how the result of an equation depends on it."""
+    shifts = {
+        number: shifted(eqn, [value.shifts.get(number, FREE) for value in operands])
+        for number in {number for value in operands for number in value.shifts}
+    }
+    return {n: s for n, s in shifts.items() if s is None or s.factor != 0.0}

@@ -8,12 +8,12 @@ from jaxtyping import Array
 
 from .._checks import float_leaves, positive_int
 from .._programs.dependence import check_dependence
+from .._programs.limits import epsilon
 from .._types import Hyper, Objective
 from ..hypergrad import Engine
 from ..hypergrad.hypergradient import as_pytree
 from ..profiling import parse_bytes
 from ._compare import Problem, compare
-from ._differences import epsilon
 from ._engines import default_engines
 from ._precision import limited, most_precise
 from ._verdict import Check, HypergradientError, complaint
@@ -51,7 +51,8 @@ def check_hypergrad(
     - the *inner gradient* of each step, on its batch, against differences of the inner
       loss: a wrong derivative rule there changes the run itself, and all engines agree
       on it. Of more than 256 steps the first, the last and random ones between are
-      looked at; the row says how many.
+      looked at; the row says how many;
+    - a run's own `pull_back`, at the same steps, against `jax.vjp` of the step.
 
     The reference is the closed form, else the first engine that differences confirm (in
     the widest dtype: float64, or float32 where x64 is off). Where a low-precision
@@ -59,18 +60,20 @@ def check_hypergrad(
     chaos its run ends at another value, the row says "rounding". Gradients may differ
     by `rtol` of the largest entry of each leaf, plus 100 roundings of the value.
     Where hyper or the value is inf or nan, the verdict is "not finite" and says which.
+    Of a "differs" it names what is known to cause it: an optimizer that stops a
+    gradient (optax's L-BFGS), rules of the loss's own (`custom_vjp`, `stop_gradient`).
 
     Cost: two runs of each engine and its compilation, 25 runs (float64; 11 in float32)
     for each number or direction, and about 9 for the inner gradients. Not to be traced.
 
     Args:
-        objective: an `Unrolled`, or any traceable scalar function (then only `Reverse`
-            and `Forward` apply).
+        objective: an `Unrolled`, a `Rollout` or another run, a `tasks.Mean`, or any
+            traceable scalar function (then only `Reverse` and `Forward` apply).
         hyper: the point.
         engines: what to compare. By default the exact ones: `Reverse()`, with about
             √(2T) checkpoints, `Forward` (in chunks of 16; up to 64 numbers), `Mixed()`,
-            `Reversible()`. Biased ones (`Truncated`, `Implicit`, estimators) are shown
-            when asked for, and not judged.
+            `Reversible()`; for a `Mean`, in `Each` task. Biased ones (`Truncated`,
+            `Implicit`, estimators) are shown when asked for, and not judged.
         rtol: agreement asked; √eps by default: of the dtype that limits the run for
             the engines, of the widest for what is computed in that.
         raise_on_mismatch: raise `HypergradientError` unless the verdict is "agrees" or
@@ -93,7 +96,7 @@ def check_hypergrad(
         >>> engines = [metalr.Reverse(), metalr.Forward()]
         >>> check = metalr.check_hypergrad(L, 0.125, engines=engines)
         >>> print(check.verdict, check.grad, len(check.rows))
-        agrees -6.75 5
+        agrees -6.75 6
 
     References:
         Ridders (1982), Accurate computation of F'(x) and F'(x)F''(x). Griewank, Walther

@@ -8,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._programs.limits import epsilon
 from .._types import Hyper
 from ..hypergrad import Engine
 from ..runs.unrolled import Unrolled
+from ._causes import causes, loss_rules
 from ._closed import Closed, closed_form
-from ._differences import Slope, epsilon, ladder
+from ._differences import Slope, ladder
 from ._directions import Direction, along_product, differences, directions
-from ._engines import measure
+from ._engines import first_line, measure
 from ._inner import inner_slopes
 from ._precision import Precise
 from ._rows import Row, deviation, finite
+from ._steps import has_own_pull_back, pulled_back
 from ._verdict import Check, conclude, nothing_finite, run_not_finite
 
 _CONCLUSIVE = 1e-2
@@ -68,9 +71,17 @@ def compare(problem: Problem, engines: list[Engine], random_directions: int) -> 
     if by_differences.status == "inconclusive":
         value = reference.row.value
         rows = [_own_run(row, value, problem.rtol) for row in rows]
-    rows = [*rows, by_differences, *_inner_row(problem)]
+    rows = [*rows, by_differences, *_inner_row(problem), *_pull_back_row(problem)]
     wider = problem.precise.dtype if problem.low else None
-    return conclude(grad, tuple(rows), problem.own.dtype, wider=wider, x64=_has_x64())
+    wrong = any(row.status == "differs" for row in rows)
+    return conclude(
+        grad,
+        tuple(rows),
+        problem.own.dtype,
+        wider=wider,
+        x64=_has_x64(),
+        cause=causes(*problem.own[:2]) if wrong else "",
+    )
 
 
 def _measured(problem: Problem, engines: list[Engine]) -> list[Candidate]:
@@ -210,7 +221,7 @@ def _differences_row(
 
 def _inner_row(problem: Problem) -> list[Row]:
     """The inner gradient of each step, against differences of its loss; the worst."""
-    objective, _, dtype = problem.precise
+    objective, hyper, dtype = problem.precise
     if not isinstance(objective, Unrolled) or objective.steps == 0:
         return []
     seen = inner_slopes(problem.precise, problem.key)
@@ -225,7 +236,7 @@ def _inner_row(problem: Problem) -> list[Row]:
         ratio = np.where(told & (allowed > 0.0), error / allowed, 0.0)
     worst = int(np.argmax(ratio))
     scale = float(size[worst]) or 1.0
-    of = "all" if seen.steps.size == objective.steps else f"{seen.steps.size} of the"
+    of = _of(seen.steps.size, objective.steps)
     row = Row(
         "inner gradient",
         difference=float(error[worst]) / scale,
@@ -239,7 +250,39 @@ def _inner_row(problem: Problem) -> list[Row]:
     )
     if not told.any():
         return [row]
-    return [row._replace(status="agrees" if ratio[worst] <= 1.0 else "differs")]
+    if ratio[worst] <= 1.0:
+        return [row._replace(status="agrees")]
+    if loss_rules(objective, hyper) == ("stop_gradient",):
+        reason = f"the loss stops a gradient, as it says; {row.reason}"
+        return [row._replace(reason=reason)]
+    return [row._replace(status="differs")]
+
+
+def _pull_back_row(problem: Problem) -> list[Row]:
+    """A run that says how a step is pulled back, against `jax.vjp` of the step."""
+    if not has_own_pull_back(problem.precise.objective):
+        return []
+    row = Row("pull back", tolerance=problem.fine_rtol, role="pull back")
+    try:
+        seen = pulled_back(problem.precise, problem.key)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return [row._replace(status="refused", reason=first_line(error))]
+    clean = np.where(np.isnan(seen.deviations), 0.0, seen.deviations)
+    worst = int(np.argmax(clean))
+    count, steps = seen.steps.size, problem.precise.objective.steps
+    row = row._replace(
+        difference=float(clean[worst]),
+        leaf=f"step {seen.steps[worst]}",
+        reason=f"of {_of(count, steps)} {steps} steps, against jax.vjp of the step",
+    )
+    if np.isnan(seen.deviations).all():
+        return [row]
+    agrees = clean[worst] <= problem.fine_rtol
+    return [row._replace(status="agrees" if agrees else "differs")]
+
+
+def _of(count: int, steps: int) -> str:
+    return "all" if count == steps else f"{count} of the"
 
 
 def _settings(dtype: np.dtype, along: list[Direction]) -> str:

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+
+from .._programs.limits import epsilon
 
 _FIRST = 0.125
 """The largest step, as a part of the number that is varied."""
@@ -44,11 +45,6 @@ def ladder(dtype: np.dtype) -> np.ndarray:
     smallest = math.sqrt(epsilon(dtype))
     count = 1 + math.floor(math.log(_FIRST / smallest, _FACTOR))
     return _FIRST * _FACTOR ** -np.arange(max(count, _FEWEST))
-
-
-def epsilon(dtype: np.dtype) -> float:
-    """Of any float dtype, bfloat16 too."""
-    return float(jnp.finfo(dtype).eps)
 
 
 def shifts(dtype: np.dtype) -> np.ndarray:

@@ -1,14 +1,16 @@
 """The inner gradient along the run, against differences of the inner loss."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-from .._types import Hyper, Params, Scalar
-from ..runs.run import floats_of
+from .._programs.compiled import compiled
+from .._types import Hyper, Scalar
+from ..runs.gradient import trained
 from ..runs.unrolled import State, Unrolled
 from ._differences import Slope, shifts, slopes
 from ._precision import Precise
@@ -52,7 +54,7 @@ def inner_slopes(precise: Precise, key: Array) -> InnerSlopes:
     return InnerSlopes(chosen, products, values[:, 0], slopes(values.T, dtype))
 
 
-@jax.jit
+@compiled
 def _along(
     objective: Unrolled, hyper: Hyper, key: Array, wanted: Array, shifts: Array
 ) -> tuple[Array, Array]:
@@ -60,9 +62,10 @@ def _along(
 
     def body(state: State, x: tuple[Array, Array]) -> tuple[State, Any]:
         index, look = x
-        key_here = jax.random.fold_in(key, index)
-        at = _At(objective, hyper, state.params, index)
-        seen = lambda: _seen(at, key_here, shifts)
+        loss = objective.inner_loss(hyper, index, state)
+        weights = trained(objective.public(hyper, state).params)
+        here = jax.random.fold_in(key, index)
+        seen = lambda: _seen(loss, weights, here, shifts)
         nothing = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(seen))
         return objective.step(hyper, state, index)[0], jax.lax.cond(look, seen, nothing)
 
@@ -70,34 +73,24 @@ def _along(
     return jax.lax.scan(body, objective.init(hyper), (indices, wanted))[1]
 
 
-class _At(NamedTuple):
-    """A step that is about to be made."""
-
-    objective: Unrolled
-    hyper: Hyper
-    params: Params
-    step: Array
-
-
-def _seen(at: _At, key: Array, shifts: Array) -> tuple[Scalar, Array]:
-    loss = at.objective.inner_loss(at.hyper, at.step)
-    grads = _floats(at.objective.gradients(at.hyper, at.params, at.step)[1])[0]
-    params, rebuild = _floats(at.params)
-    tangents = [_tangent(jax.random.fold_in(key, i), w) for i, w in enumerate(params)]
+def _seen(
+    loss: Callable[[PyTree], Scalar], weights: PyTree, key: Array, shifts: Array
+) -> tuple[Scalar, Array]:
+    """The gradient along a direction, and the loss at the shifts along it."""
+    leaves, structure = jax.tree.flatten(weights)
+    grads = jax.tree.leaves(jax.grad(loss)(weights))
+    tangents = [_tangent(jax.random.fold_in(key, i), w) for i, w in enumerate(leaves)]
 
     def moved(shift: Scalar) -> Scalar:
-        pairs = zip(params, tangents, strict=True)
-        return loss(rebuild([w + shift.astype(w.dtype) * t for w, t in pairs]))
+        pairs = zip(leaves, tangents, strict=True)
+        return loss(
+            structure.unflatten([w + shift.astype(w.dtype) * t for w, t in pairs])
+        )
 
     wide = shifts.dtype
     pairs = zip(grads, tangents, strict=True)
     products = [jnp.sum(g.astype(wide) * t.astype(wide)) for g, t in pairs]
     return jnp.stack(products).sum(), jax.lax.map(moved, shifts)
-
-
-def _floats(params: Params) -> tuple[list[Array], Any]:
-    floats, rebuild = floats_of(State(params, ()))
-    return floats, lambda new: rebuild(new).params
 
 
 def _tangent(key: Array, weights: Array) -> Array:

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn
 
-from .._programs.dataflow import Facts, propagate
+from .._programs.limits import epsilon, limiting_dtype
 from .._types import Hyper, Objective
 from ..hypergrad.hypergradient import as_pytree
 
@@ -21,20 +20,8 @@ class Precise(NamedTuple):
 
 
 def limited(objective: Objective, hyper: Hyper) -> Precise:
-    """With the coarsest float dtype between hyper and the value.
-
-    Read off the traced program: the dtypes of hyper, and of every value that depends on
-    it and that the result depends on. So a cast inside the loss counts, and an
-    optimizer's state that is kept in another dtype; data in a wider one do not.
-    """
-    shapes = jax.tree.map(lambda h: jax.ShapeDtypeStruct(h.shape, h.dtype), hyper)
-    program = jax.make_jaxpr(objective)(shapes).jaxpr
-    inputs = [_floats([leaf]) for leaf in jax.tree.leaves(shapes)]
-    found = frozenset[Any]().union(*propagate(program, inputs, _passed))
-    dtypes = [np.dtype(str(name)) for name in found] or [
-        np.dtype(program.outvars[0].aval.dtype)
-    ]
-    return Precise(objective, hyper, max(dtypes, key=_eps))
+    """With the coarsest float dtype between hyper and the value."""
+    return Precise(objective, hyper, limiting_dtype(objective, hyper))
 
 
 def most_precise(objective: Objective, hyper: Hyper) -> Precise:
@@ -59,18 +46,4 @@ def most_precise(objective: Objective, hyper: Hyper) -> Precise:
         found = limited(*wide)
     except (TypeError, ValueError):
         return own
-    return found if _eps(found.dtype) < _eps(own.dtype) else own
-
-
-def _passed(eqn: JaxprEqn, facts: Facts) -> Facts:
-    return facts | _floats([out.aval for out in eqn.outvars]) if facts else facts
-
-
-def _floats(avals: list[Any]) -> Facts:
-    dtypes = [getattr(aval, "dtype", None) for aval in avals]
-    floats = [d for d in dtypes if d is not None and jnp.issubdtype(d, jnp.floating)]
-    return frozenset(str(np.dtype(d)) for d in floats)
-
-
-def _eps(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).eps)
+    return found if epsilon(found.dtype) < epsilon(own.dtype) else own

@@ -11,7 +11,12 @@ from .._checks import path_name
 from .._types import Hyper
 
 Role: TypeAlias = Literal[
-    "engine", "wider engine", "closed form", "differences", "inner gradient"
+    "engine",
+    "wider engine",
+    "closed form",
+    "differences",
+    "inner gradient",
+    "pull back",
 ]
 
 Status: TypeAlias = Literal[

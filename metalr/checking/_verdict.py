@@ -110,7 +110,9 @@ def conclude(
 
 def _names(rows: list[Row]) -> str:
     return ", ".join(
-        row.name if row.role != "inner gradient" else f"{row.name} ({row.leaf})"
+        f"{row.name} ({row.leaf})"
+        if row.role in ("inner gradient", "pull back")
+        else row.name
         for row in rows
     )
 

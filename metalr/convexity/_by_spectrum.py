@@ -6,7 +6,6 @@ $L_T(\eta) = \text{affine} + \sum_i q_i(1 + c\eta\lambda_i)^{2T}$, $q_i \ge 0$: 
 on the whole line, for every T at once.
 """
 
-import itertools
 import math
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from .._programs.symmetry import own_derivatives
@@ -99,16 +99,13 @@ def _shape_of_the_problem(objective: Unrolled) -> str | None:
         return "the inner loss changes with the batch"
     if objective.outer_loss is not None:
         return "the outer loss is not the inner loss"
-    if any(getattr(objective, x, None) is not None for x in _MORE):
+    if objective.model_state is not None or objective.outer_weights is not None:
         return "more than the last loss is evaluated"
     if not params or callable(objective.params):
         return "the start is a function of the hyperparameter"
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in params):
         return "not all parameters are floats"
     return None
-
-
-_MORE = ("outer_weights", "model_state")
 
 
 def _loss_degrees(objective: Unrolled, hyper: jax.Array) -> str | None:
@@ -177,90 +174,60 @@ def _multiple_of_gradient(
     objective: Unrolled, hyper: jax.Array, run: Run
 ) -> Fraction | None:
     """The c, if the update is exactly c·η·g."""
-    params = objective.params
+    flat, unravel = ravel_pytree(objective.params)
 
-    def updates(hyper: Hyper) -> PyTree:
-        state = standard(objective.optimizer(hyper)).init(params)
-        rest, value = (hyper, state, params), jnp.zeros_like(hyper)
-        zero = jax.tree.map(jnp.zeros_like, params)
-        of_zero = _update(objective, zero, *rest, value=value)
-        of_unit = jax.vmap(lambda g: _update(objective, g, *rest, value=value))(
-            _units(params)
-        )
-        return jax.tree.map(lambda u: u[None], of_zero), of_unit
+    def updates(hyper: Hyper) -> list[jax.Array]:
+        state = standard(objective.optimizer(hyper)).init(objective.params)
+        rest = hyper, state, objective.params
 
-    of_zero, of_unit = (_rows(part) for part in _series(updates, hyper, params, run))
-    constants, slopes = of_unit[0], (of_unit[1:] or [of_unit[0]])[0]
-    factor = slopes[0][0]
-    multiple = [
-        [factor if i == j else Fraction(0) for j in range(len(slopes))]
-        for i in range(len(slopes))
-    ]
-    moved = any(any(map(any, c)) for c in (*of_zero, constants))
-    return None if moved or factor == 0 or slopes != multiple else factor
+        def of(grads: jax.Array) -> jax.Array:
+            value = jnp.zeros_like(hyper)
+            moved = _update(objective, unravel(grads), *rest, value=value)
+            return ravel_pytree(moved)[0]
+
+        return [
+            of(jnp.zeros_like(flat)),
+            jax.vmap(of)(jnp.eye(flat.size, dtype=flat.dtype)),
+        ]
+
+    (of_zero, zero_slope), (of_unit, slope) = _lines(updates, hyper, run)
+    factor = slope.flat[0]
+    still = not any(np.any(part) for part in (of_zero, zero_slope, of_unit))
+    multiple = np.array_equal(slope, factor * np.eye(flat.size, dtype=int))
+    return factor if still and multiple and factor != 0 else None
 
 
 def _quadratic(
     objective: Unrolled, hyper: jax.Array, run: Run
 ) -> tuple[Matrix, list[Fraction]]:
     """The derivative of the inner field, and the field at the start."""
-    gradient = jax.grad(objective.inner_loss(hyper, 0))
-    params = objective.params
+    flat, unravel = ravel_pytree(objective.params)
+    loss = objective.inner_loss(hyper, 0)
+    field = lambda w: ravel_pytree(jax.grad(loss)(unravel(w)))[0]
+    units = jnp.eye(flat.size, dtype=flat.dtype)
+    along = lambda s: [field(flat), jax.vmap(lambda e: field(s * e))(units)]
+    (start, _), (_, hessian) = _lines(along, hyper, run)
+    return hessian.tolist(), start.tolist()
 
-    def gradients(s: jax.Array) -> PyTree:
-        along = jax.vmap(gradient)(jax.tree.map(lambda e: s * e, _units(params)))
-        start = gradient(params)
-        return jax.tree.map(lambda g: g[None], start), along
 
-    start, along = (_rows(part) for part in _series(gradients, hyper, params, run))
-    size = len(along[0])
-    hessian = along[1] if len(along) > 1 else [[Fraction(0)] * size] * size
-    return hessian, start[0][0]
+def _lines(
+    function: Any, hyper: jax.Array, run: Run
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Value and slope at 0 of each output of an affine function of one number."""
+    program = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), hyper.dtype))
+    variable = [Exact.lift(np.zeros(())), Exact.lift(np.ones(()))]
+    lines = []
+    for output in interpret(program, [variable], run):
+        series = run.series(output)
+        shape = series[0].shape[1:]
+        zero = [Fraction(0)] * math.prod(shape)
+        value, slope, *_ = [*(c.fractions() for c in series), zero]
+        lines.append(tuple(np.array(c, object).reshape(shape) for c in (value, slope)))
+    return lines
 
 
 def _dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
     return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
-
-
-def _series(function: Any, hyper: jax.Array, params: Params, run: Run) -> list[Any]:
-    """Outputs of a function of one scalar as exact polynomials, leaves grouped."""
-    program = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), hyper.dtype))
-    variable = [Exact.lift(np.zeros(())), Exact.lift(np.ones(()))]
-    outputs = [run.series(x) for x in interpret(program, [variable], run)]
-    count = len(jax.tree.leaves(params))
-    return [outputs[:count], outputs[count:]]
-
-
-def _rows(leaves: list[Any]) -> list[list[list[Fraction]]]:
-    """For each coefficient, the matrix whose rows are raveled pytrees."""
-    matrices = []
-    for k in range(max(len(series) for series in leaves)):
-        parts = []
-        for series in leaves:
-            shape = series[0].shape[1:]
-            rows = shape[0] if shape else 1
-            flat = (
-                series[k].fractions()
-                if k < len(series)
-                else [Fraction(0)] * math.prod(shape)
-            )
-            width = len(flat) // rows
-            parts.append([flat[i * width : (i + 1) * width] for i in range(rows)])
-        matrices.append(
-            [list(itertools.chain(*row)) for row in zip(*parts, strict=True)]
-        )
-    return matrices
-
-
-def _units(params: Params) -> PyTree:
-    """The unit vectors, stacked: each leaf leads with an axis over them."""
-    leaves, structure = jax.tree.flatten(params)
-    size, start, units = sum(leaf.size for leaf in leaves), 0, []
-    for leaf in leaves:
-        rows = np.eye(size)[:, start : start + leaf.size]
-        units.append(jnp.asarray(rows.reshape(size, *leaf.shape), leaf.dtype))
-        start += leaf.size
-    return jax.tree.unflatten(structure, units)
 
 
 def _positive_semidefinite(matrix: list[list[Fraction]], run: Run) -> bool:

@@ -169,8 +169,8 @@ def _choose(
 
 
 def _choose_exact(which: Truth, if_false: Series, if_true: Series) -> Series:
-    mask = which.must.astype(np.float64)[0]
-    yes, no = [Exact.lift(mask)], [Exact.lift(1.0 - mask)]
+    mask = np.asarray(which.must[0], np.float64)
+    yes, no = [Exact.lift(mask)], [Exact.lift(np.asarray(1.0 - mask))]
     return _series.add(
         _series.product(yes, if_true, None), _series.product(no, if_false, None)
     )

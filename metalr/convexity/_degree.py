@@ -39,6 +39,7 @@ _LINEAR = frozenset(
         "split",
         "squeeze",
         "stack",
+        "stop_gradient",
         "sub",
         "transpose",
         "unstack",

@@ -7,7 +7,7 @@ Method: TypeAlias = Literal["spectral", "polynomial", "interval", "none"]
 
 
 class Report(NamedTuple):
-    """The verdict on `L'' ≥ 0` (for several hyperparameters: on the Hessian).
+    """The verdict on `L'' ≥ 0`.
 
     Attributes:
         verdict: "certified": proved on the whole interval. "refuted": proved not to be
@@ -26,8 +26,7 @@ class Report(NamedTuple):
             value at the witness, their midpoint. None where L'' < 0 does.
         strict: whether L is strictly convex, where that is known.
         every_steps: the proof holds for every number of steps T, and every interval.
-        least: proved lower bound of L'' (or of the Hessian's eigenvalues) over the
-            interval (interval method, certified).
+        least: proved lower bound of L'' over the interval (interval method, certified).
         smallest: smallest L'' that the search saw, and where; not proved.
         proved: share of the interval on which L'' ≥ 0 was proved.
         pending: parts of the interval that were left undecided.

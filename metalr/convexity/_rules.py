@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from . import _series
+from . import _elementary, _series
 from ._choices import CHOICES
 from ._exact import NotRationalError
 from ._interval import Interval
@@ -144,7 +144,7 @@ def logaddexp(operands: list[Value], run: Run) -> Series:
         raise NotRationalError(msg)
     a, b = aligned(run, *operands)
     difference = _series.add(a, _series.negative(b))
-    return run.narrowed(_series.add(b, _series.softplus(difference, run.order)))
+    return run.narrowed(_series.add(b, _elementary.softplus(difference, run.order)))
 
 
 def _pow(eqn: Any, operands: list[Value], run: Run) -> Value:
@@ -155,7 +155,7 @@ def _pow(eqn: Any, operands: list[Value], run: Run) -> Value:
     number = float(exponent)
     if number.is_integer():
         return _repeated(eqn, base, int(number), run)
-    rule = _function("pow", lambda u, order: _series.real_power(u, number, order))
+    rule = _function("pow", lambda u, order: _elementary.real_power(u, number, order))
     return rule(eqn, [base], run)
 
 
@@ -190,22 +190,22 @@ def _convert(eqn: Any, operands: list[Value], run: Run) -> Value:
 
 
 _FUNCTIONS: dict[str, Callable[[Series, int], Series]] = {
-    "exp": _series.exp,
-    "expm1": lambda u, order: _series.exp(u, order, minus_one=True),
-    "log": _series.log,
-    "log1p": lambda u, order: _series.log(u, order, one_plus=True),
-    "sqrt": _series.sqrt,
+    "exp": _elementary.exp,
+    "expm1": lambda u, order: _elementary.exp(u, order, minus_one=True),
+    "log": _elementary.log,
+    "log1p": lambda u, order: _elementary.log(u, order, one_plus=True),
+    "sqrt": _elementary.sqrt,
     "rsqrt": lambda u, order: _series.quotient(
         [Interval.lift(np.ones((1,) * (len(u[0].shape) - 1)))],
-        _series.sqrt(u, order),
+        _elementary.sqrt(u, order),
         order,
     ),
-    "tanh": _series.tanh,
-    "sin": lambda u, order: _series.sin_cos(u, order)[0],
-    "cos": lambda u, order: _series.sin_cos(u, order)[1],
-    "sinh": lambda u, order: _series.sinh_cosh(u, order)[0],
-    "cosh": lambda u, order: _series.sinh_cosh(u, order)[1],
-    "logistic": _series.logistic,
+    "tanh": _elementary.tanh,
+    "sin": lambda u, order: _elementary.sin_cos(u, order)[0],
+    "cos": lambda u, order: _elementary.sin_cos(u, order)[1],
+    "sinh": lambda u, order: _elementary.sinh_cosh(u, order)[0],
+    "cosh": lambda u, order: _elementary.sinh_cosh(u, order)[1],
+    "logistic": _elementary.logistic,
 }
 
 RULES: dict[str, Rule] = {

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 
 from . import _series
+from ._interval import whole_line
 from ._series import Series
 
 
@@ -25,8 +27,8 @@ class Truth(NamedTuple):
     may: np.ndarray
 
 
-Value: TypeAlias = np.ndarray | Truth | Series
-"""An exactly known array, a comparison, or a series."""
+Value: TypeAlias = np.ndarray | jax.Array | Truth | Series
+"""An exactly known array, random keys, a comparison, or a series."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -50,6 +52,9 @@ class Run:
                 msg = "an integer beyond 2⁵³ used as a number"
                 raise NotCoveredError(msg)
             return [self.lift(value.astype(np.float64))]
+        if isinstance(value, jax.Array):
+            msg = "random keys used as numbers"
+            raise NotCoveredError(msg)
         return value
 
     def unknown(self, shape: tuple[int, ...]) -> Series:
@@ -57,7 +62,7 @@ class Run:
         if self.exact or self.order is None:
             msg = "a choice that depends on the hyperparameter"
             raise NotCoveredError(msg)
-        return [_series.iv.whole_line(shape) for _ in range(self.order + 1)]
+        return [whole_line(shape) for _ in range(self.order + 1)]
 
     def narrowed(self, a: Series) -> Series:
         """After a nonlinear operation."""

@@ -2,3 +2,4 @@
 
 from ._diagnose import Diagnosis as Diagnosis, diagnose as diagnose
 from ._findings import Finding as Finding
+from ._rough import metasmoothness as metasmoothness

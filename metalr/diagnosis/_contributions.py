@@ -2,33 +2,41 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from .._types import Batch, Hyper, Params, Scalar
+from .._types import Hyper, Scalar
 from ..hypergrad import Mixed
-from ..optimizers.per_step import PerStep
-from ..runs.unrolled import State, Unrolled
+from ..runs.run import Bar, State, Unroll
+
+
+class Parts(NamedTuple):
+    """A derivative along a direction, by where hyper acts."""
+
+    steps: Float[Array, " steps"]
+    start: Scalar  # through a start that depends on hyper
+    direct: Scalar  # in the outer loss itself
 
 
 def contributions(
-    objective: Unrolled, hyper: Hyper, direction: Hyper, checkpoints: int
-) -> Float[Array, " steps"]:
+    objective: Any, hyper: Hyper, direction: Hyper, checkpoints: int
+) -> Parts:
     r"""What each step s adds to the derivative along the direction.
 
     $$g_T^\top\frac{\partial w_T}{\partial w_{s+1}}\frac{\partial u_s}{\partial\eta}$$
 
     The gradient of a run that uses $\eta + \epsilon_s\,\text{direction}$ in step s,
-    with respect to the T numbers ε at 0; `hyper` is prepared.
+    with respect to the numbers ε at 0; `hyper` is prepared.
     """
-    free = _one_copy_a_step(objective, hyper, direction)
     dtype = jax.tree.leaves(hyper)[0].dtype
-    engine = Mixed(checkpoints=checkpoints)
-    return engine(free, jnp.zeros(objective.steps, dtype)).grad
+    zero = jnp.zeros((), dtype)
+    parts = Parts(jnp.zeros(objective.steps, dtype), zero, zero)
+    apart = _OneCopyAStep(objective, hyper, direction)
+    return Mixed(checkpoints=checkpoints)(apart, parts).grad
 
 
 def default_checkpoints(steps: int) -> int:
@@ -49,30 +57,43 @@ def horizon(parts: np.ndarray, direct: float, total: float, share: float) -> int
     return min(first_good, parts.size)
 
 
-def _one_copy_a_step(objective: Unrolled, hyper: Hyper, direction: Hyper) -> Unrolled:
-    """The same run as a function of one number a step."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OneCopyAStep(Unroll):
+    """The same run as a function of one number a step, one in the start, one after."""
 
-    def moved(epsilon: Scalar) -> Hyper:
-        return jax.tree.map(lambda h, d: h + epsilon * d, hyper, direction)
+    objective: Any
+    hyper: Hyper
+    direction: Hyper
 
-    def loss(params: Params, epsilon: Any, batch: Batch) -> Scalar:
-        batch, index = batch
-        return objective.loss(params, moved(epsilon[index]), batch)
+    @property
+    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.objective.steps
 
-    def outer_loss(params: Params, _: Any) -> Scalar:
-        return objective.outer(hyper, State(params, None))
+    def init(self, hyper: Parts) -> State:
+        return self.objective.init(self._moved(hyper.start))
 
-    def optimizer(epsilon: Scalar) -> Any:
-        return objective.optimizer(moved(epsilon))
+    def step(
+        self, hyper: Parts, state: State, index: int | Array
+    ) -> tuple[State, PyTree]:
+        return self.objective.step(self._moved(hyper.steps[index]), state, index)
 
-    steps = jnp.arange(objective.steps)
-    return dataclasses.replace(
-        objective,
-        loss=loss,
-        optimizer=PerStep(optimizer),
-        params=objective.init(hyper).params,
-        batches=(objective.batches, steps),
-        outer_loss=outer_loss,
-        checkpoints=None,
-        microbatch=None,
-    )
+    def pull_back(
+        self, hyper: Parts, state: State, index: int | Array, bar: Bar
+    ) -> tuple[Bar, Parts]:
+        here = self._moved(hyper.steps[index])
+        bar, hyper_bar = self.objective.pull_back(here, state, index, bar)
+        pairs = zip(
+            jax.tree.leaves(hyper_bar), jax.tree.leaves(self.direction), strict=True
+        )
+        along = sum((jnp.sum(h * d) for h, d in pairs), jnp.zeros(()))
+        zeros = jax.tree.map(jnp.zeros_like, hyper)
+        added = zeros.steps.at[index].set(along.astype(zeros.steps.dtype))
+        return bar, zeros._replace(steps=added)
+
+    def evaluate(self, hyper: Parts, state: State) -> Scalar:
+        return self.objective.evaluate(self._moved(hyper.direct), state)
+
+    def _moved(self, epsilon: Scalar) -> Hyper:
+        along = lambda h, d: h + epsilon.astype(h.dtype) * d
+        return jax.tree.map(along, self.hyper, self.direction)

@@ -1,7 +1,8 @@
 """`diagnose`: sharpness, growth, contributions and burn-in along an unroll."""
 
-import functools
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +11,26 @@ import numpy as np
 from jaxtyping import Array
 
 from .._checks import float_leaves, positive_int
+from .._programs.compiled import compiled
 from .._programs.dependence import check_dependence
+from .._programs.limits import limiting_dtype
 from .._types import Hyper
 from ..hypergrad import Mixed
-from ..runs.unrolled import State, Unrolled
-from ._contributions import contributions, default_checkpoints, horizon
-from ._edge import At, Kind, buffer_of, equivalent_rates, is_plain_average
+from ..runs.run import is_run
+from ..runs.unrolled import Unrolled
+from ._contributions import Parts, contributions, default_checkpoints, horizon
+from ._edge import (
+    At,
+    Buffer,
+    Kind,
+    buffer_of,
+    equivalent_rates,
+    is_plain_average,
+    weights_of,
+)
 from ._findings import Finding, findings
 from ._forward import Ends, Steps, forward
+from ._rough import metasmoothness, moved_starts, random_direction
 
 
 class Diagnosis(NamedTuple):
@@ -47,6 +60,11 @@ class Diagnosis(NamedTuple):
         slope_peak: s where |dL_s/dη| is largest.
         first_not_finite: for "loss", "params" (with the optimizer's state) and
             "tangent" the first number of updates after which it isn't finite, or None.
+        moved_totals: (3,) `total` where the start is moved at random by 1e-6, 1e-4 and
+            1e-2 of each leaf's root mean square; near `total` where it is smooth.
+        scale: what `total` would be if nothing canceled: ‖∇F(w_T)‖ ‖dw_T/dη‖.
+        metasmoothness: of what the run ends in, along a random direction of hyper (see
+            `metalr.diagnosis.metasmoothness`); 1 is smooth, 0 noise.
         direction: where in hyper the derivatives are taken.
         findings: what limits the hypergradient, and what to do; empty if nothing.
     """
@@ -70,6 +88,9 @@ class Diagnosis(NamedTuple):
     horizon_99: int | None
     slope_peak: int
     first_not_finite: dict[str, int | None]
+    moved_totals: np.ndarray
+    scale: float
+    metasmoothness: float
     direction: Hyper
     findings: tuple[Finding, ...]
 
@@ -91,7 +112,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    objective: Unrolled,
+    objective: Any,
     hyper: Hyper,
     *,
     direction: Hyper | None = None,
@@ -117,16 +138,24 @@ def diagnose(
       \frac{\partial u_s}{\partial\eta}$ of each step s; their sums over the
       last K steps are what `Truncated(last=K)` returns.
     - *Burn-in*: where $|dL_s/d\eta|$ is largest before it falls.
+    - *Kinks*: the derivative again where the start is moved by 1e-6, 1e-4 and 1e-2. A
+      run that is linear between kinks (ReLU, max pooling) may grow no perturbation
+      and yet have another derivative at once.
+    - *Metasmoothness* of the final weights in hyper, along a random direction.
     - The first step at which loss, parameters or tangent are not finite.
 
-    Not to be traced: returns numpy arrays. Compiles two programs. One pass forward
+    Not to be traced: returns numpy arrays. Compiles four programs. One pass forward
     (about 2 · `iterations` + 6 runs' time; in memory the state, two tangents, and
-    `iterations` vectors of the size of params, whatever T), and one reverse sweep with
-    `checkpoints` states (about 6 runs' time); 10 numbers a step. With several
-    hyperparameters and no direction, one more sweep.
+    `iterations` vectors of the size of params, whatever T), one reverse sweep with
+    `checkpoints` states (about 6 runs' time), three runs forward with their
+    derivative, three without; 10 numbers a step. With several hyperparameters and no
+    direction, one more sweep.
 
     Args:
-        objective: what is differentiated, with at least one step.
+        objective: an `Unrolled`, or another run (a `Rollout`: then losses are the
+            values of runs that end at step s, and what belongs to an inner loss is
+            nan), with at least one step. Its step is pushed forward: a `custom_vjp`
+            in it is refused.
         hyper: the point.
         direction: of the structure of `hyper`: the derivatives are taken along it. By
             default 1 for a scalar; for several numbers their normalized hypergradient
@@ -137,9 +166,9 @@ def diagnose(
         key: of the random tangent; `jax.random.key(0)` by default.
 
     Raises:
-        ValueError: if the objective is not an `Unrolled` of at least one step, does not
-            depend on a hyperparameter, `direction` is not of the structure of `hyper`,
-            or a number is not a positive int.
+        ValueError: if the objective is not a run of at least one step, has no forward
+            derivative, does not depend on a hyperparameter, `direction` is not of the
+            structure of `hyper`, or a number is not a positive int.
 
     Example:
         >>> import optax, metalr
@@ -156,38 +185,64 @@ def diagnose(
         edge of stability. Cohen et al. (2022), Adaptive gradient methods at the edge of
         stability. Metz et al. (2021), Gradients are not all you need. Scieur et al.
         (2022), The curse of unrolling: rate of differentiating through optimization.
+        Engstrom et al. (2025), Optimizing ML training with metagradient descent.
     """
-    if not isinstance(objective, Unrolled) or objective.steps < 1:
+    if not is_run(objective) or objective.steps < 1:
         msg = f"diagnose follows a metalr.Unrolled of steps ≥ 1, not {objective!r}"
         raise ValueError(msg)
     positive_int(iterations, "iterations")
     positive_int(checkpoints, "checkpoints")
     hyper = float_leaves(hyper, "hyper")
     check_dependence(objective, hyper)
+    dtype = limiting_dtype(objective, hyper)
     hyper = objective.prepare(hyper)
+    key = jax.random.key(0) if key is None else key
     checkpoints = checkpoints or default_checkpoints(objective.steps)
     direction = _direction(objective, hyper, direction, checkpoints)
-    key = jax.random.key(0) if key is None else key
     kind, uniform = _kind(objective, hyper)
-    steps, ends = jax.tree.map(
-        np.asarray,
-        _forward(
-            objective,
-            hyper,
-            direction,
-            key,
-            kind=kind,
-            uniform=uniform,
-            iterations=iterations,
-        ),
+    options = {"kind": kind, "uniform": uniform, "iterations": iterations}
+    with _named_refusal():
+        steps, ends = _forward(objective, hyper, direction, key, **options)
+    parts = _parts(objective, hyper, direction, checkpoints=checkpoints)
+    seen = _Seen(
+        *jax.tree.map(np.asarray, (steps, ends, parts)),
+        moved_totals=moved_starts(objective, hyper, direction, key),
+        metasmoothness=metasmoothness(objective, hyper, random_direction(hyper, key)),
     )
-    parts = np.asarray(_parts(objective, hyper, direction, checkpoints))
-    return _assemble(steps, ends, parts, direction, _METRICS[kind, uniform])
+    d = _assemble(seen, direction, _METRICS[kind, uniform])
+    return d._replace(findings=findings(d, dtype))
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "uniform", "iterations"))
+class _Seen(NamedTuple):
+    """All that was computed; numpy arrays."""
+
+    steps: Any  # Steps
+    ends: Any  # Ends
+    parts: Any  # Parts
+    moved_totals: np.ndarray
+    metasmoothness: float
+
+
+@contextlib.contextmanager
+def _named_refusal() -> Iterator[None]:
+    """What JAX can't push forward, in words."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        msg = (
+            "diagnose pushes perturbations forward along the run, and a custom_vjp in "
+            "the loss or the optimizer has a reverse rule only: give it a custom_jvp "
+            "(JAX derives the reverse rule), or compare engines with "
+            "metalr.check_hypergrad, where Reverse() applies"
+        )
+        raise ValueError(msg) from error
+
+
+@compiled
 def _forward(
-    objective: Unrolled,
+    objective: Any,
     hyper: Hyper,
     direction: Hyper,
     key: Array,
@@ -196,28 +251,20 @@ def _forward(
     uniform: bool,
     iterations: int,
 ) -> tuple[Steps, Ends]:
-    buffer = buffer_of(objective, hyper)
-    buffer = buffer._replace(kind=kind)
-    return forward(
-        objective,
-        hyper,
-        direction,
-        key,
-        buffer=buffer,
-        uniform=uniform,
-        iterations=iterations,
-    )
+    buffer = _buffer(objective, hyper)._replace(kind=kind)
+    options = {"buffer": buffer, "uniform": uniform, "iterations": iterations}
+    return forward(objective, hyper, direction, key, **options)
 
 
-@functools.partial(jax.jit, static_argnames="checkpoints")
+@compiled
 def _parts(
-    objective: Unrolled, hyper: Hyper, direction: Hyper, checkpoints: int
-) -> Array:
+    objective: Any, hyper: Hyper, direction: Hyper, *, checkpoints: int
+) -> Parts:
     return contributions(objective, hyper, direction, checkpoints)
 
 
-@functools.partial(jax.jit, static_argnames="checkpoints")
-def _gradient(objective: Unrolled, hyper: Hyper, checkpoints: int) -> Hyper:
+@compiled
+def _gradient(objective: Any, hyper: Hyper, *, checkpoints: int) -> Hyper:
     return Mixed(checkpoints=checkpoints)(objective, hyper).grad
 
 
@@ -233,33 +280,43 @@ _METRICS = {
 }
 
 
-def _kind(objective: Unrolled, hyper: Hyper) -> tuple[Kind, bool]:
+def _buffer(objective: Any, hyper: Hyper) -> Buffer:
+    if isinstance(objective, Unrolled):
+        return buffer_of(objective, hyper)
+    return Buffer("unknown", lambda _: (), lambda state, _: state)
+
+
+def _kind(objective: Any, hyper: Hyper) -> tuple[Kind, bool]:
     """The form of the optimizer, and whether all weights start with one rate."""
-
-    @jax.jit
-    def rates(objective: Unrolled, hyper: Hyper) -> Any:
-        state: State = objective.init(hyper)
-        value, grads, _ = objective.gradients(hyper, state.params, 0)
-        return equivalent_rates(
-            objective, hyper, buffer, At(state, value, grads, jnp.array(0))
-        )
-
-    buffer = buffer_of(objective, hyper)
+    buffer = _buffer(objective, hyper)
     if buffer.kind == "average":
-        test = jax.jit(lambda o, h: is_plain_average(o, h, buffer))
-        plain = bool(test(objective, hyper))
+        plain = bool(_plain_average(objective, hyper))
         return ("average", False) if plain else ("unknown", True)
     if buffer.kind == "unknown":
         return "unknown", True
-    found = rates(objective, hyper)
+    found = _first_rates(objective, hyper)
     if not bool(found.known):  # clipped, say; it may be known in later steps
         return buffer.kind, True
     low, high = float(jnp.min(found.rates)), float(jnp.max(found.rates))
     return buffer.kind, high - low <= 1e-4 * high
 
 
+@compiled
+def _plain_average(objective: Unrolled, hyper: Hyper) -> Array:
+    return is_plain_average(objective, hyper, buffer_of(objective, hyper))
+
+
+@compiled
+def _first_rates(objective: Unrolled, hyper: Hyper) -> Any:
+    state = objective.init(hyper)
+    loss = objective.inner_loss(hyper, 0, state)
+    value, grads = jax.value_and_grad(loss)(weights_of(objective, hyper, state))
+    at = At(state, value, grads, jnp.array(0))
+    return equivalent_rates(objective, hyper, buffer_of(objective, hyper), at)
+
+
 def _direction(
-    objective: Unrolled, hyper: Hyper, direction: Hyper | None, checkpoints: int
+    objective: Any, hyper: Hyper, direction: Hyper | None, checkpoints: int
 ) -> Hyper:
     if direction is not None:
         direction = float_leaves(direction, "direction")
@@ -272,7 +329,7 @@ def _direction(
     count = sum(leaf.size for leaf in jax.tree.leaves(hyper))
     if count == 1:
         return ones
-    grad = _gradient(objective, hyper, checkpoints)
+    grad = _gradient(objective, hyper, checkpoints=checkpoints)
     size = float(np.linalg.norm([float(jnp.linalg.norm(x)) for x in _flat(grad)]))
     if not math.isfinite(size) or size == 0.0:
         return jax.tree.map(lambda x: x / math.sqrt(count), ones)
@@ -283,57 +340,54 @@ def _flat(tree: Hyper) -> list[Array]:
     return [leaf.ravel() for leaf in jax.tree.leaves(tree)]
 
 
-def _assemble(
-    steps: Any, ends: Any, parts: np.ndarray, direction: Hyper, metric: str
-) -> Diagnosis:
-    losses, slopes = (
-        np.append(along, end)
-        for along, end in ((steps.loss, ends.loss), (steps.slope, ends.slope))
-    )
+def _assemble(seen: _Seen, direction: Hyper, metric: str) -> Diagnosis:
+    steps, ends, parts = seen.steps, seen.ends, seen.parts
+    losses = np.append(steps.loss, ends.loss)
+    slopes = np.append(steps.slope, ends.slope)
     first = {
         "loss": _first(~np.isfinite(losses), 0),
         "params": _first(~steps.finite_params, 1),
         "tangent": _first(~steps.finite_tangent, 1),
     }
-    stop = min((at for at in first.values() if at is not None), default=len(parts))
+    stop = min((at for at in first.values() if at is not None), default=len(losses) - 1)
     late = slice(stop // 2, max(stop, 1))
     lyapunov = float(np.mean(steps.growth[late]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        heights = np.log(steps.gradient[late])
-    rate = (heights[-1] - heights[0]) / max(heights.size - 1, 1)
-    direct, total = float(ends.direct), float(ends.total)
-    finite = np.where(np.isfinite(slopes), np.abs(slopes), -1.0)
-    through = float(np.sum(parts)) + direct
-    learned_start = total - through if bool(ends.moves) else 0.0
-    return _with_findings(
-        Diagnosis(
-            losses=losses,
-            slopes=slopes,
-            gradient_norms=steps.gradient,
-            tangent_norms=steps.tangent,
-            sharpness=steps.sharpness,
-            sharpness_residual=steps.residual,
-            edge=steps.edge,
-            metric=metric,
-            growth=steps.growth,
-            lyapunov=lyapunov,
-            hypergradient_rate=lyapunov + float(rate),
-            contributions=parts,
-            direct=direct,
-            start=learned_start,
-            total=total,
-            horizon_90=horizon(parts, direct, total, 0.9),
-            horizon_99=horizon(parts, direct, total, 0.99),
-            slope_peak=int(np.argmax(finite)),
-            first_not_finite=first,
-            direction=direction,
-            findings=(),
-        )
+    direct, total = float(parts.direct), float(ends.total)
+    size = np.where(np.isfinite(slopes), np.abs(slopes), -1.0)
+    return Diagnosis(
+        losses=losses,
+        slopes=slopes,
+        gradient_norms=steps.gradient,
+        tangent_norms=steps.tangent,
+        sharpness=steps.sharpness,
+        sharpness_residual=steps.residual,
+        edge=steps.edge,
+        metric=metric,
+        growth=steps.growth,
+        lyapunov=lyapunov,
+        hypergradient_rate=lyapunov + _rate(steps.gradient[late]),
+        contributions=parts.steps,
+        direct=direct,
+        start=float(parts.start),
+        total=total,
+        horizon_90=horizon(parts.steps, direct, total, 0.9),
+        horizon_99=horizon(parts.steps, direct, total, 0.99),
+        slope_peak=int(np.argmax(size)),
+        first_not_finite=first,
+        moved_totals=seen.moved_totals,
+        scale=float(ends.scale),
+        metasmoothness=seen.metasmoothness,
+        direction=direction,
+        findings=(),
     )
 
 
-def _with_findings(d: Diagnosis) -> Diagnosis:
-    return d._replace(findings=findings(d, d.losses.dtype))
+def _rate(sizes: np.ndarray) -> float:
+    """Mean growth in log; 0 where it is not known (a run without an inner loss)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        heights = np.log(sizes)
+    rate = (heights[-1] - heights[0]) / max(heights.size - 1, 1)
+    return 0.0 if np.isnan(sizes).all() else float(rate)
 
 
 def _first(where: np.ndarray, offset: int) -> int | None:

@@ -14,17 +14,20 @@ $\frac{1-\beta_1}{1+\beta_1}\,\eta P^{-1}$ for Adam with its preconditioner P he
 (so that the edge of $P^{-1}H$ is 38/η at β₁ = 0.9; Cohen et al. 2022).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from .._types import Hyper, Params
+from .._types import Hyper
+from ..runs.gradient import trained
+from ..runs.run import is_float
 from ..runs.unrolled import State, Unrolled
+from ._flat import Flat, flat
 
 Kind: TypeAlias = Literal["plain", "trace", "average", "unknown"]
 _RTOL = 1e-4
@@ -32,11 +35,11 @@ _RTOL = 1e-4
 
 
 class Buffer(NamedTuple):
-    """The momentum buffer of an optimizer's state."""
+    """The momentum buffer of an optimizer's state, an entry for each weight."""
 
     kind: Kind
-    get: Callable[[Any], Params]  # of opt_state
-    put: Callable[[Any, Params], Any]
+    get: Callable[[Any], PyTree]  # of opt_state
+    put: Callable[[Any, PyTree], Any]
 
 
 class At(NamedTuple):
@@ -44,8 +47,8 @@ class At(NamedTuple):
 
     state: State
     value: Any
-    grads: Params
-    index: Any
+    grads: PyTree
+    step: Any
 
 
 class Equivalent(NamedTuple):
@@ -56,29 +59,40 @@ class Equivalent(NamedTuple):
 
 
 def buffer_of(objective: Unrolled, hyper: Hyper) -> Buffer:
-    """What the state of the optimizer remembers of the gradients; `hyper` prepared."""
-    opt_state = jax.eval_shape(lambda h: objective.init(h).opt_state, hyper)
-    parts, structure = jax.tree.flatten(opt_state, is_leaf=_remembers)
+    """What the state of the optimizer remembers of the gradients; `hyper` prepared.
+
+    Unknown where there is more than one buffer, or one that is not of all weights
+    (`optax.masked`, `optax.multi_transform`).
+    """
+    state = jax.eval_shape(objective.init, hyper)
+    parts, structure = jax.tree.flatten(state.opt_state, is_leaf=_remembers)
     places = [i for i, part in enumerate(parts) if _remembers(part)]
     others = [part for i, part in enumerate(parts) if i not in places]
-    smooth = any(jnp.issubdtype(x.dtype, jnp.inexact) for x in others)
-    if smooth or len(places) > 1:
-        return Buffer("unknown", lambda _: (), lambda state, _: state)
+    unknown = Buffer("unknown", lambda _: (), lambda state, _: state)
+    if any(is_float(x) for x in others) or len(places) > 1:
+        return unknown
     if not places:
         return Buffer("plain", lambda _: (), lambda state, _: state)
     (place,) = places
     average = isinstance(parts[place], optax.ScaleByAdamState)
     name = "mu" if average else "trace"
+    if _count(getattr(parts[place], name)) != _count(state.params):
+        return unknown
 
-    def get(state: Any) -> Params:
+    def get(state: Any) -> PyTree:
         return getattr(jax.tree.leaves(state, is_leaf=_remembers)[place], name)
 
-    def put(state: Any, memory: Params) -> Any:
+    def put(state: Any, memory: PyTree) -> Any:
         leaves = jax.tree.leaves(state, is_leaf=_remembers)
         leaves[place] = leaves[place]._replace(**{name: memory})
         return jax.tree.unflatten(structure, leaves)
 
     return Buffer("average" if average else "trace", get, put)
+
+
+def weights_of(objective: Unrolled, hyper: Hyper, state: State) -> PyTree:
+    """What is trained, in its own dtypes; None for ints and keys among the params."""
+    return trained(objective.public(hyper, state).params)
 
 
 def is_plain_average(objective: Unrolled, hyper: Hyper, buffer: Buffer) -> Array:
@@ -88,13 +102,14 @@ def is_plain_average(objective: Unrolled, hyper: Hyper, buffer: Buffer) -> Array
     the update in gradient and average are as (1 − β) to β.
     """
     state = objective.init(hyper)
-    raised = jax.tree.map(lambda x: x + jnp.ones_like(x), state.opt_state)
+    raise_ = lambda x: x + jnp.ones_like(x)
+    raised = jax.tree.map(raise_, state.opt_state)
     memory = buffer.get(state.opt_state)
     opt_state = buffer.put(raised, jax.tree.map(jnp.zeros_like, memory))
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    state = State(state.params, opt_state)
+    zeros = jax.tree.map(jnp.zeros_like, weights_of(objective, hyper, state))
+    state = state._replace(opt_state=opt_state)
     d = _Derivatives(objective, hyper, buffer, At(state, jnp.zeros(()), zeros, 0))
-    ones = jnp.ones_like(d.flat)
+    ones = jnp.ones_like(d.weights.vector)
     a, _ = d.along(gradient=ones)
     b, gamma = d.along(memory=ones)
     return _close(a * gamma, b * (1.0 - gamma))
@@ -108,7 +123,7 @@ def equivalent_rates(
 ) -> Equivalent:
     """M of every weight at one step; not known where the update isn't of the form."""
     d = _Derivatives(objective, hyper, buffer, at)
-    ones = jnp.ones_like(d.flat)
+    ones = jnp.ones_like(d.weights.vector)
     probe = 1.0 + 0.5 * jnp.cos(jnp.arange(ones.size, dtype=ones.dtype))
     a, c = d.along(gradient=ones)
     b, gamma = d.along(memory=ones)
@@ -140,17 +155,25 @@ class _Derivatives:
         at: At,
     ) -> None:
         state, value, grads, index = at
-        self.flat, self.unravel = ravel_pytree(state.params)
+        self.weights, gradient = flat(state.params), flat(grads)
         memory = buffer.get(state.opt_state)
         self.empty = not jax.tree.leaves(memory)
+        remembered = Flat(self.weights.vector[:0], lambda _: ())
+        remembered = remembered if self.empty else flat(memory)
+        self.dtypes = [x.vector.dtype for x in (self.weights, remembered, gradient)]
 
-        def update(params: Params, memory: Params, grads: Params) -> Any:
-            opt_state = buffer.put(state.opt_state, memory)
-            before = State(params, opt_state)
-            new = objective.update(hyper, before, value, grads, index)
-            return new.params, buffer.get(new.opt_state)
+        def update(weights: Array, memory: Array, grads: Array) -> tuple[Array, Array]:
+            opt_state = buffer.put(state.opt_state, remembered.put(memory))
+            before = state._replace(
+                params=self.weights.put(weights), opt_state=opt_state
+            )
+            new = objective.update(hyper, before, value, gradient.put(grads), index)
+            kept = weights[:0] if self.empty else flat(buffer.get(new.opt_state)).vector
+            return flat(new.params).vector, kept
 
-        _, self.linear = jax.linearize(update, state.params, memory, grads)
+        _, self.linear = jax.linearize(
+            update, self.weights.vector, remembered.vector, gradient.vector
+        )
 
     def along(
         self,
@@ -158,20 +181,25 @@ class _Derivatives:
         memory: Array | None = None,
         gradient: Array | None = None,
     ) -> tuple[Array, Array]:
-        tangents = [
-            self.unravel(jnp.zeros_like(self.flat) if x is None else x)
-            for x in (params, memory, gradient)
-        ]
+        """What the update moves by, and what is remembered."""
+        zeros = jnp.zeros_like(self.weights.vector)
+        given = [zeros if x is None else x for x in (params, memory, gradient)]
+        tangents = [x.astype(d) for x, d in zip(given, self.dtypes, strict=True)]
         if self.empty:
-            tangents[1] = ()
+            tangents[1] = tangents[1][:0]
         moved, remembered = self.linear(*tangents)
-        kept = jnp.zeros_like(self.flat) if self.empty else ravel_pytree(remembered)[0]
-        return -ravel_pytree(moved)[0], kept
+        kept = zeros if self.empty else remembered.astype(zeros.dtype)
+        return -moved, kept
 
 
 def _close(x: Array, y: Array) -> Array:
     scale = jnp.max(jnp.abs(x)) + jnp.max(jnp.abs(y))
     return jnp.all(jnp.abs(x - y) <= _RTOL * scale)
+
+
+def _count(tree: PyTree) -> int:
+    """Floats in a tree of shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree) if is_float(x))
 
 
 def _remembers(part: Any) -> bool:

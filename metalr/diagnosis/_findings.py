@@ -3,7 +3,11 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+
+from .._programs.limits import epsilon
+from ._rough import RADII
 
 _GROWN = math.log(1e3)
 """A perturbation that grew a thousandfold along the run counts as an explosion."""
@@ -13,6 +17,21 @@ _BEYOND = 0.1
 
 _CANCELS = 1e4
 """Sum of the contributions' sizes over the size of their sum that costs digits."""
+
+
+_JUMPS = 0.1
+"""Relative change of the derivative that a move of the start may not make."""
+
+_PROPORTION = 5.0
+"""A hundredfold move changes a smooth derivative a hundredfold, within this factor."""
+
+_METASMOOTH = 0.5
+"""A quarter of the movement turns back."""
+
+_SMOOTHER = (
+    "Smooth activations (softplus, gelu, tanh) and average for max pooling, a lower "
+    "rate or a shorter horizon; or an evolution-strategies engine, which smooths."
+)
 
 
 class Finding(NamedTuple):
@@ -28,10 +47,17 @@ class Finding(NamedTuple):
 
 
 def findings(d: Any, dtype: np.dtype) -> tuple[Finding, ...]:
-    """All that apply to a `Diagnosis`, the worst first."""
+    """All that apply to a `Diagnosis`, the worst first.
+
+    Args:
+        d: the diagnosis.
+        dtype: that limits the value.
+    """
     rules = (
         _not_finite,
         _explosion,
+        _kinks,
+        _rough,
         _edge,
         _cancellation,
         _disagreement,
@@ -39,7 +65,7 @@ def findings(d: Any, dtype: np.dtype) -> tuple[Finding, ...]:
         _short_memory,
         _burn_in,
     )
-    found = [rule(d, float(np.finfo(dtype).eps)) for rule in rules]
+    found = [rule(d, epsilon(dtype)) for rule in rules]
     return tuple(finding for finding in found if finding is not None)
 
 
@@ -63,20 +89,70 @@ def _not_finite(d: Any, eps: float) -> Finding | None:
 
 def _explosion(d: Any, eps: float) -> Finding | None:
     steps = d.growth.size
-    if not d.lyapunov * steps > _GROWN:
+    late, whole = d.lyapunov * steps, float(np.sum(d.growth))
+    jumped = any(relative > _JUMPS for _, relative, _ in _moves(d))
+    if not (late > _GROWN or (whole > _GROWN and jumped)):
         return None
-    digits = -math.log(eps) / d.lyapunov
     message = (
         f"a perturbation grows by {d.lyapunov:.3g} (in log) a step, the hypergradient "
         f"by {d.hypergradient_rate:.3g}: over {steps} steps by a factor e^"
-        f"{d.lyapunov * steps:.0f}"
+        f"{max(late, whole):.0f}"
     )
+    digits = -math.log(eps) / (max(late, whole) / steps)
     remedy = (
         f"Shorten the horizon (after about {max(1, round(digits))} steps no digit of "
         "the start is left), lower the rate, or do not use the exact derivative: "
         "metalr.Truncated(last=...), or an evolution-strategies engine, which smooths."
     )
     return Finding("explosion", None, message, remedy)
+
+
+def _kinks(d: Any, eps: float) -> Finding | None:
+    """The derivative jumps where the start is moved, not in proportion to the move."""
+    whole = float(np.sum(d.growth))
+    moves = _moves(d)
+    if whole > _GROWN or len(moves) < len(RADII):
+        return None
+    changes = [0.0, *(change for *_, change in moves), math.inf]
+    for i, (radius, relative, change) in enumerate(moves):
+        before, after = changes[i], changes[i + 2]
+        smooth = (
+            change <= _PROPORTION * 100.0 * before or i == 0
+        ) and _PROPORTION * after >= 100.0 * change
+        if relative <= _JUMPS or change <= 100.0 * eps * d.scale or smooth:
+            continue
+        message = (
+            f"moving the start by {radius:g} of its size changes the derivative by "
+            f"{100 * relative:.0f} %, not in proportion to the move, while "
+            f"perturbations grow by e^{whole:.2g}: the run has kinks, and its "
+            "derivative is that of one of very many pieces"
+        )
+        return Finding("kinks", None, message, _SMOOTHER)
+    return None
+
+
+def _moves(d: Any) -> list[tuple[float, float, float]]:
+    """Radius of a moved start, relative and absolute change of the derivative."""
+    changes = np.abs(d.moved_totals - d.total)
+    sizes = np.maximum(np.abs(d.moved_totals), abs(d.total))
+    return [
+        (radius, float(change / size), float(change))
+        for radius, change, size in zip(RADII, changes, sizes, strict=True)
+        if math.isfinite(change) and size > 0.0
+    ]
+
+
+def _rough(d: Any, eps: float) -> Finding | None:
+    """Several hyperparameters, and a coarse look that sees noise."""
+    del eps
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(d.direction))
+    if count < 2 or not d.metasmoothness < _METASMOOTH:
+        return None
+    message = (
+        f"metasmoothness {d.metasmoothness:.2f} (1 is smooth): over 5 % of each "
+        "hyperparameter the final weights turn back about as often as they go on"
+    )
+    return Finding("not metasmooth", None, message, _SMOOTHER)
 
 
 def _edge(d: Any, eps: float) -> Finding | None:
@@ -110,7 +186,7 @@ def _cancellation(d: Any, eps: float) -> Finding | None:
 
 
 def _disagreement(d: Any, eps: float) -> Finding | None:
-    """Forward and reverse computed the same total, unless the start is learned too."""
+    """Forward and reverse computed the same total."""
     reverse = d.start + d.direct + float(np.sum(d.contributions))
     size = abs(d.start) + abs(d.direct) + float(np.sum(np.abs(d.contributions)))
     error = abs(reverse - d.total)
@@ -118,8 +194,8 @@ def _disagreement(d: Any, eps: float) -> Finding | None:
         return None
     message = f"forward mode gives {d.total:.6g}, the reverse sweep {reverse:.6g}"
     remedy = (
-        "One derivative rule of the loss or the optimizer is wrong, or its Hessian is "
-        "not symmetric (custom_vjp, stop_gradient): see metalr.check_hypergrad."
+        "The run's own pull_back, or a derivative rule with a transpose of its own, is "
+        "wrong: see metalr.check_hypergrad."
     )
     return Finding("modes disagree", None, message, remedy)
 

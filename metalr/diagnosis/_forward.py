@@ -1,16 +1,17 @@
 """One pass along the unroll: what each step shows, nothing stored but scalars."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from .._types import Hyper, Params, Scalar
-from ..runs.run import floats_of
-from ..runs.unrolled import State, Unrolled
-from ._edge import At, Buffer, equivalent_rates
+from .._types import Hyper, Scalar
+from ..runs.run import State, floats_of
+from ..runs.unrolled import Unrolled
+from ._edge import At, Buffer, equivalent_rates, weights_of
+from ._flat import all_finite, divided, flat, norm, wide_dtype
 from ._lanczos import largest
 
 _NOISE = 1e-3
@@ -39,12 +40,44 @@ class Ends(NamedTuple):
     slope: Scalar
     value: Scalar  # L_T
     total: Scalar  # its derivative along the direction
-    direct: Scalar  # the part that does not come through w_T
-    moves: Bool[Array, ""]  # the start depends on hyper
+    scale: Scalar  # the same if nothing canceled: ‖∂F/∂state‖ · ‖dstate/dη‖
+
+
+class Pass(NamedTuple):
+    """What is the same in every step; `hyper` is prepared."""
+
+    objective: Any
+    hyper: Hyper
+    direction: Hyper
+    buffer: Buffer
+    uniform: bool
+    iterations: int
+    fresh: list[Array]  # a tangent of norm 1 that moves the weights alone
+    noise: Array  # the same as a vector
+    leading: int  # so many leaves of the state are weights; they lead
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next."""
+
+    state: State
+    own: list[Array]  # dw/dη and that of the memory, along the direction
+    random: list[Array]  # a tangent of norm 1
+    ritz: Array  # an approximate eigenvector of the Hessian
+
+
+class Curvature(NamedTuple):
+    """Of the inner loss at one step; nan where a run has no inner loss."""
+
+    gradient: Scalar
+    sharpness: Scalar
+    residual: Scalar
+    edge: Scalar
+    vector: Array
 
 
 def forward(
-    objective: Unrolled,
+    objective: Any,
     hyper: Hyper,
     direction: Hyper,
     key: Array,
@@ -54,121 +87,128 @@ def forward(
     iterations: int,
 ) -> tuple[Steps, Ends]:
     """Carry state, dw/dη, a random tangent and a Ritz vector; `hyper` is prepared."""
-    zero = jax.tree.map(jnp.zeros_like, hyper)
-
-    def start(hyper: Hyper) -> list[Array]:
-        return floats_of(objective.init(hyper))[0]
-
-    def body(carry: tuple, index: Array) -> tuple[tuple, Steps]:
-        state, own, random, vector = carry
-        floats, rebuild = floats_of(state)
-
-        def step(floats: list[Array], hyper: Hyper) -> tuple:
-            new, value = objective.step(hyper, rebuild(floats), index)
-            return (floats_of(new)[0], value), new
-
-        (_, value), along, new = jax.linearize(step, floats, hyper, has_aux=True)
-        own, slope = along(own, direction)
-        random, _ = along(random, zero)
-        size = _norm(random)
-        random = _normalized(random, fresh)
-
-        def gradient(params: Params) -> Params:
-            return objective.gradients(hyper, params, index)[1]
-
-        grads, hessian = jax.linearize(gradient, state.params)
-        scale, edge = _scale(
-            objective, hyper, buffer, uniform, At(state, value, grads, index)
-        )
-        unravel = ravel_pytree(state.params)[1]
-
-        def product(v: Array) -> Array:
-            return scale * ravel_pytree(hessian(unravel(scale * v)))[0]
-
-        shaken = vector + _NOISE * noise
-        ritz = largest(product, shaken, iterations)
-        vector = jnp.where(jnp.all(jnp.isfinite(ritz.vector)), ritz.vector, vector)
-        count = len(jax.tree.leaves(new.params))
-        seen = Steps(
-            value,
-            slope,
-            _norm(jax.tree.leaves(grads)),
-            ritz.value,
-            ritz.residual,
-            edge,
-            jnp.log(size),
-            _norm(own[:count]),
-            _finite(floats_of(new)[0]),
-            _finite(own),
-        )
-        return (new, own, random, vector), seen
-
     state = objective.init(hyper)
+    start = lambda hyper: floats_of(objective.init(hyper))[0]
     floats, own = jax.jvp(start, (hyper,), (direction,))
-    count = len(jax.tree.leaves(state.params))
+    weights = getattr(state, "params", state)
+    count = len(floats_of(weights)[0])
     # A perturbation of the start, not of the optimizer's memory.
     fresh = _random_like(key, floats, count)
-    noise = ravel_pytree(fresh[:count])[0]
-    moves = jnp.stack([jnp.any(x != 0.0) for x in own]).any()
-    carry = (state, own, fresh, noise)
+    noise = flat(fresh[:count]).vector
+    same = Pass(
+        objective, hyper, direction, buffer, uniform, iterations, fresh, noise, count
+    )
+    carry = Carry(state, own, fresh, noise)
     indices = jnp.arange(objective.steps)
-    (last, own, *_), steps = jax.lax.scan(body, carry, indices)
-    ends = _ends(objective, hyper, direction, last.params, own[:count])
-    return steps, ends._replace(moves=moves)
+    last, steps = jax.lax.scan(lambda c, i: _step(same, c, i), carry, indices)
+    return steps, _ends(same, last)
 
 
-def _ends(
-    objective: Unrolled,
-    hyper: Hyper,
-    direction: Hyper,
-    params: Params,
-    own: list[Array],
-) -> Ends:
-    tangent = jax.tree.unflatten(jax.tree.structure(params), own)
-    still = jax.tree.map(jnp.zeros_like, params)
+def _step(same: Pass, carry: Carry, index: Array) -> tuple[Carry, Steps]:
+    new, value, along = _linearized(same, carry.state, index)
+    own, slope = along(carry.own, same.direction)
+    still = jax.tree.map(jnp.zeros_like, same.hyper)
+    random, _ = along(carry.random, still)
+    size = norm(random)
+    seen = _curvature(same, carry, value, index)
+    steps = Steps(
+        loss=value,
+        slope=slope,
+        gradient=seen.gradient,
+        sharpness=seen.sharpness,
+        residual=seen.residual,
+        edge=seen.edge,
+        growth=jnp.log(size),
+        tangent=norm(own[: same.leading]),
+        finite_params=all_finite(floats_of(new)[0]),
+        finite_tangent=all_finite(own),
+    )
+    random = _normalized(random, size, same.fresh)
+    return Carry(new, own, random, seen.vector), steps
 
-    def inner(params: Params, hyper: Hyper) -> Scalar:
-        return objective.inner_loss(hyper, objective.steps - 1)(params)
 
-    def outer(params: Params, hyper: Hyper) -> Scalar:
-        return objective.outer(hyper, State(params, None))
+def _linearized(
+    same: Pass, state: State, index: Array
+) -> tuple[State, Scalar, Callable[..., Any]]:
+    """The next state, the loss before the step, and both along tangents."""
+    floats, rebuild = floats_of(state)
 
-    point = (params, hyper)
-    loss, slope = jax.jvp(inner, point, (tangent, direction))
-    value, total = jax.jvp(outer, point, (tangent, direction))
-    _, direct = jax.jvp(outer, point, (still, direction))
-    return Ends(loss, slope, value, total, direct, jnp.array(False))
+    def step(floats: list[Array], hyper: Hyper) -> tuple[Any, State]:
+        state = rebuild(floats)
+        new, record = same.objective.step(hyper, state, index)
+        if isinstance(same.objective, Unrolled):
+            value = record.loss
+        else:
+            value = same.objective.evaluate(hyper, state)
+        return (floats_of(new)[0], value), new
+
+    (_, value), along, new = jax.linearize(step, floats, same.hyper, has_aux=True)
+    return new, value, along
 
 
-def _scale(
-    objective: Unrolled, hyper: Hyper, buffer: Buffer, uniform: bool, at: At
-) -> tuple[Array, Scalar]:
+def _curvature(same: Pass, carry: Carry, value: Scalar, index: Array) -> Curvature:
+    objective, hyper, state = same.objective, same.hyper, carry.state
+    if not isinstance(objective, Unrolled):
+        nan = jnp.full((), jnp.nan, value.dtype)
+        return Curvature(nan, nan, nan, nan, carry.ritz)
+    inner = jax.grad(objective.inner_loss(hyper, index, state))
+    weights = flat(weights_of(objective, hyper, state))
+
+    def gradient(w: Array) -> Array:
+        return flat(inner(weights.put(w))).vector
+
+    grads, hessian = jax.linearize(gradient, weights.vector)
+    at = At(state, value, flat(weights.put(weights.vector)).put(grads), index)
+    scale, edge = _scale(same, at)
+    product = lambda v: scale * hessian(scale * v)
+    shaken = carry.ritz + _NOISE * same.noise
+    ritz = largest(product, shaken.astype(weights.vector.dtype), same.iterations)
+    vector = ritz.vector.astype(carry.ritz.dtype)
+    vector = jnp.where(jnp.all(jnp.isfinite(vector)), vector, carry.ritz)
+    return Curvature(norm([grads]), ritz.value, ritz.residual, edge, vector)
+
+
+def _scale(same: Pass, at: At) -> tuple[Array, Scalar]:
     """Weights of the Hessian's two sides, and the edge of the result."""
-    ones = jnp.ones_like(ravel_pytree(at.state.params)[0])
+    ones = jnp.ones_like(flat(at.grads).vector)
     nan = jnp.full((), jnp.nan, ones.dtype)
-    if buffer.kind == "unknown":
+    if same.buffer.kind == "unknown":
         return ones, nan
-    rates, known = equivalent_rates(objective, hyper, buffer, at)
-    if uniform:
-        same = jnp.max(rates) - jnp.min(rates) <= 1e-4 * jnp.max(rates)
-        return ones, jnp.where(known & same, 2.0 / rates[0], nan)
+    rates, known = equivalent_rates(same.objective, same.hyper, same.buffer, at)
+    rates = rates.astype(ones.dtype)
+    if same.uniform:
+        equal = jnp.max(rates) - jnp.min(rates) <= 1e-4 * jnp.max(rates)
+        return ones, jnp.where(known & equal, 2.0 / rates[0], nan)
     safe = jnp.sqrt(jnp.where(jnp.isfinite(rates) & (rates > 0.0), rates, 0.0))
     return safe, jnp.where(known, 2.0, nan)
 
 
-def _norm(leaves: list[Array]) -> Scalar:
-    largest_entry = jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]).max()
-    safe = jnp.where(largest_entry > 0.0, largest_entry, 1.0)
-    # Scaled: the squares of a growing tangent would overflow long before it does.
-    return safe * jnp.sqrt(sum(jnp.sum((x / safe) ** 2) for x in leaves))
+def _ends(same: Pass, last: Carry) -> Ends:
+    objective = same.objective
+    floats, rebuild = floats_of(last.state)
+
+    def outer(floats: list[Array], hyper: Hyper) -> Scalar:
+        return objective.evaluate(hyper, rebuild(floats))
+
+    def inner(floats: list[Array], hyper: Hyper) -> Scalar:
+        state = rebuild(floats)
+        loss = objective.inner_loss(hyper, objective.steps - 1, state)
+        return loss(weights_of(objective, hyper, state))
+
+    point, tangent = (floats, same.hyper), (last.own, same.direction)
+    value, total = jax.jvp(outer, point, tangent)
+    scale = norm(jax.grad(outer)(*point)) * norm(last.own)
+    if not isinstance(objective, Unrolled):
+        return Ends(value, total, value, total, scale)
+    loss, slope = jax.jvp(inner, point, tangent)
+    return Ends(loss, slope, value, total, scale)
 
 
-def _normalized(leaves: list[Array], fresh: list[Array]) -> list[Array]:
+def _normalized(leaves: list[Array], size: Scalar, fresh: list[Array]) -> list[Array]:
     """Of norm 1; a fresh start where all is 0."""
-    size = _norm(leaves)
     dead = size == 0.0
-    safe = jnp.where(dead, 1.0, size)
-    return [jnp.where(dead, f, x / safe) for f, x in zip(fresh, leaves, strict=True)]
+    unit = divided(leaves, jnp.where(dead, jnp.ones_like(size), size))
+    return [jnp.where(dead, f, x) for f, x in zip(fresh, unit, strict=True)]
 
 
 def _random_like(key: Array, leaves: list[Array], count: int) -> list[Array]:
@@ -179,9 +219,4 @@ def _random_like(key: Array, leaves: list[Array], count: int) -> list[Array]:
         else jnp.zeros_like(x)
         for i, x in enumerate(leaves)
     ]
-    size = _norm(drawn)
-    return [x / size for x in drawn]
-
-
-def _finite(leaves: list[Array]) -> Array:
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]).all()
+    return divided(drawn, norm(drawn).astype(wide_dtype(leaves)))

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from .._programs.equations import inner_program
+from .._programs.equations import fold, inner_program
 from .._types import Hyper, Params
 from ..optimizers.per_step import PerStepState
 from ..optimizers.update import standard, update
@@ -184,12 +184,12 @@ def _difference(ball: HeavyBall, hyper: Hyper) -> str | None:
     ) -> Any:
         return ball.update(hyper, grads, trace, params, 0, value)
 
-    jaxpr = jax.make_jaxpr(update)(zeros, zeros, zeros, 0.0, hyper).jaxpr
+    program = jax.make_jaxpr(update)(zeros, zeros, zeros, 0.0, hyper)
     count = len(jax.tree.leaves(zeros))
     kinds = ("grad", "trace", "params")
     sources = [*(_Node(kind) for kind in kinds for _ in range(count)), _Node("value")]
-    constants = [None] * (len(jaxpr.invars) - len(sources))
-    out = _nodes(jaxpr, [*sources, *constants])
+    constants = [None] * (len(program.in_avals) - len(sources))
+    out = _nodes(program, [*sources, *constants])
     if not _one_momentum_a_leaf(update, zeros, hyper):
         return "the momentum is not one number for each leaf"
     for leaf in range(count):
@@ -221,24 +221,18 @@ def _one_momentum_a_leaf(update: Any, zeros: Params, hyper: Hyper) -> bool:
     return all(leaf.shape == () for leaf in jax.tree.leaves(trace))
 
 
-def _nodes(jaxpr: Jaxpr, inputs: list[_Node | None]) -> list[_Node | None]:
+def _nodes(program: ClosedJaxpr, inputs: list[_Node | None]) -> list[_Node | None]:
     """The computation graph of the outputs, nested calls laid flat."""
-    known = dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def read(atom: Any) -> _Node | None:
-        return None if isinstance(atom, Literal) else known.get(atom)
-
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
+    def equation(eqn: JaxprEqn, operands: list[_Node | None]) -> list[_Node | None]:
         inner = inner_program(eqn)
         if not any(operands):
-            continue
+            return [None] * len(eqn.outvars)
         if inner is not None:
-            known.update(zip(eqn.outvars, _nodes(inner.jaxpr, operands), strict=True))
-        else:
-            node = _Node(eqn.primitive.name, tuple(operands))
-            known.update(dict.fromkeys(eqn.outvars, node))
-    return [read(atom) for atom in jaxpr.outvars]
+            return _nodes(inner, operands)
+        return [_Node(eqn.primitive.name, tuple(operands))] * len(eqn.outvars)
+
+    return fold(program, inputs, equation=equation, constant=lambda _: None)
 
 
 def _terms(

@@ -18,8 +18,9 @@ from .._checks import (
     random_key,
 )
 from .._types import Hyper, Objective, Scalar
-from ..runs.run import Run, whole
+from ..runs.run import Run, is_run, whole
 from ._engine import run_of
+from .facts import state_bytes
 
 
 class SmoothedHyperGradient(NamedTuple):
@@ -39,6 +40,7 @@ class Smoothing:
     """
 
     derivative_free: ClassVar[bool] = True
+    exact: ClassVar[bool] = False  # the derivative of a smoothed objective
     static: ClassVar[tuple[str, ...]]
 
     sigma: Any
@@ -80,6 +82,18 @@ class Smoothing:
     ) -> tuple[Hyper, Scalar]:
         """The estimate of one pair, and its mean value."""
         raise NotImplementedError
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """2N + 1 runs."""
+        del objective, hyper
+        return 2.0 * self.pairs + 1.0
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """The states of the pairs that run at once."""
+        if not is_run(objective):
+            return 0
+        width = min(self.chunk or self.pairs, self.pairs)
+        return 2 * width * state_bytes(objective, hyper)
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
         """Sigma and key are children."""
@@ -125,7 +139,7 @@ class Smoothing:
         else:
             grads, values = jax.lax.map(pair, keys, batch_size=self.chunk)
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
-        error = jax.tree.map(lambda g: _standard_error(g, self.pairs), grads)
+        error = jax.tree.map(lambda g: standard_error(g, self.pairs), grads)
         return SmoothedHyperGradient(value, mean, error, jnp.mean(values))
 
 
@@ -158,7 +172,8 @@ def weighted(noise: Hyper, sigma: Hyper, plus: Scalar, minus: Scalar) -> Hyper:
     )
 
 
-def _standard_error(samples: Array, pairs: int) -> Array:
+def standard_error(samples: Array, pairs: int) -> Array:
+    """Of the mean over pairs, entry by entry; nan for a single pair."""
     if pairs == 1:
         return jnp.full_like(samples[0], jnp.nan)
     return jnp.std(samples, axis=0, ddof=1) / math.sqrt(pairs)

@@ -1,7 +1,8 @@
 """Forward mode: tangents carried along with the run, in memory constant in steps."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from jaxtyping import Array
 
 from .._checks import positive_int
 from .._types import Hyper, Objective, Scalar
-from ..runs.run import Run, whole
+from ..runs.run import Run, is_run, whole
 from ._engine import HyperGradient, Options
+from .facts import TANGENT, count, state_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -43,6 +45,21 @@ class Forward(Options):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk", positive_int(self.chunk, "chunk"))
+
+    exact: ClassVar[bool] = True
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """The run and 1.1 for each tangent, once for each chunk."""
+        del objective
+        width = min(self.chunk or count(hyper), count(hyper))
+        return math.ceil(count(hyper) / width) * (1.0 + TANGENT * width)
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """A state for each tangent that is carried at once."""
+        if not is_run(objective):
+            return 0
+        width = min(self.chunk or count(hyper), count(hyper))
+        return width * state_bytes(objective, hyper)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Value and gradient by `jax.jvp` along each coordinate of hyper."""

@@ -113,6 +113,10 @@ def hypergradient_and_run(
 
 @compiled
 def _compiled(objective: Any, hyper: Hyper, engine: Any) -> Any:
+    pulled_back = getattr(objective, "pulled_back", None)  # see `reparametrized`
+    if pulled_back is not None and not is_derivative_free(engine):
+        check_dependence(objective, hyper)
+        return pulled_back(hyper, lambda inner, at: _compiled(inner, at, engine))
     _look_ahead(objective, hyper, engine)
     return _named(engine, lambda: engine(objective, hyper))
 
@@ -132,10 +136,8 @@ def _compiled_with_run(objective: Any, hyper: Hyper, engine: Any) -> tuple[Any, 
 
 def _look_ahead(objective: Any, hyper: Hyper, engine: Any) -> None:
     """Refuse what the engine cannot do or would give a silent 0 for; warn of dtypes."""
+    smooth = not is_derivative_free(engine)
     itself = getattr(engine, "func", engine)
-    smooth = not getattr(engine, "derivative_free", False) and not getattr(
-        itself, "derivative_free", False
-    )
     refuse = getattr(itself, "refuse", None)
     if refuse is None:
         check_dependence(objective, hyper, smooth=smooth)
@@ -143,6 +145,12 @@ def _look_ahead(objective: Any, hyper: Hyper, engine: Any) -> None:
         refuse(objective, hyper)
     if smooth and is_run(objective):
         _warn_of_narrow_leaves(objective, hyper)
+
+
+def is_derivative_free(engine: Any) -> bool:
+    """Whether an engine, or one wrapped as a static pytree, takes no derivative."""
+    each = (engine, getattr(engine, "func", engine))
+    return any(getattr(one, "derivative_free", False) for one in each)
 
 
 def _warn_of_narrow_leaves(objective: Any, hyper: Hyper) -> None:

@@ -1,7 +1,7 @@
 """The derivative of the minimum itself, by the implicit function theorem."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ..runs.gradient import combined, trained
 from ..runs.run import whole
 from ..runs.unrolled import State, Unrolled
 from ._engine import Options, unrolled_of
+from .facts import PULL_BACK
 
 
 class ImplicitHyperGradient(NamedTuple):
@@ -136,6 +137,20 @@ class Implicit(Options):
             raise ValueError(msg)
         _refuse_rules(run, hyper, self)
         _refuse_steering(run, hyper, self)
+
+    exact: ClassVar[bool] = False  # of the run; it is the minimum's derivative
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """The run, and 2.7 for each product: of one step, or of all the batches."""
+        del hyper
+        run = unrolled_of(objective, self, "its inner loss is minimized")
+        pass_ = 1.0 / max(run.steps, 1) if run.batches is None else 1.0
+        return 1.0 + PULL_BACK * (self.iterations + 1) * pass_
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """Nothing of the run."""
+        del objective, hyper
+        return 0
 
     def __call__(self, objective: Objective, hyper: Hyper) -> ImplicitHyperGradient:
         """Run without derivative, then solve one linear system at the end."""

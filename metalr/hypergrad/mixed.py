@@ -1,11 +1,14 @@
 """Mixed mode: reverse over the unroll, forward over reverse within each step."""
 
 import dataclasses
+from typing import ClassVar
 
 from .._checks import positive_int
 from .._types import Hyper, Objective
 from ..runs.run import Run
 from ._engine import HyperGradient, Options, run_of
+from .binomial import forward_steps
+from .facts import PULL_BACK, state_bytes
 from .sweep import binomial, every_state
 
 
@@ -44,6 +47,27 @@ class Mixed(Options):
     def __post_init__(self) -> None:
         checkpoints = positive_int(self.checkpoints, "checkpoints")
         object.__setattr__(self, "checkpoints", checkpoints)
+
+    exact: ClassVar[bool] = True
+
+    @property
+    def family(self) -> str | None:
+        """With `checkpoints` it is the sweep that `Reverse` is."""
+        return None if self.checkpoints is None else "sweep"
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """The steps that are run forward, and 2.7 to pull back through them."""
+        del hyper
+        steps = max(run_of(objective, self).steps, 1)
+        if self.checkpoints is None:
+            return 1.0 + PULL_BACK
+        return forward_steps(steps, self.checkpoints) / steps + PULL_BACK
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """The states that are kept: all, or `checkpoints` of them."""
+        run = run_of(objective, self)
+        places = min(self.checkpoints or run.steps, run.steps)
+        return places * state_bytes(run, hyper)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Value and gradient by an explicit reverse sweep."""

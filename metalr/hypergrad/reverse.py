@@ -1,6 +1,7 @@
 """Reverse mode: one sweep back through the run, for any number of hyperparameters."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -8,6 +9,14 @@ from .._checks import positive_int
 from .._types import Hyper, Objective, Scalar
 from ..runs.run import Run, whole
 from ._engine import HyperGradient, Options, run_of
+from .binomial import forward_steps
+from .facts import (
+    PLAIN_REVERSE,
+    PULL_BACK,
+    nested_levels,
+    residual_bytes,
+    state_bytes,
+)
 from .sweep import binomial
 
 
@@ -50,6 +59,31 @@ class Reverse(Options):
     def __post_init__(self) -> None:
         checkpoints = positive_int(self.checkpoints, "checkpoints")
         object.__setattr__(self, "checkpoints", checkpoints)
+
+    exact: ClassVar[bool] = True
+
+    @property
+    def family(self) -> str | None:
+        """With `checkpoints` it is the sweep that `Mixed` is."""
+        return None if self.checkpoints is None else "sweep"
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """The run and 2.3; a sweep: the steps run forward, and 2.7 to pull back."""
+        del hyper
+        if self.checkpoints is None:
+            return 1.0 + PLAIN_REVERSE + len(nested_levels(objective))
+        steps = max(run_of(objective, self).steps, 1)
+        return forward_steps(steps, self.checkpoints) / steps + PULL_BACK
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """The states kept; plain: all residuals, or the states of nested scans."""
+        if self.checkpoints is not None:
+            run = run_of(objective, self)
+            return min(self.checkpoints, run.steps) * state_bytes(run, hyper)
+        levels = nested_levels(objective)
+        if levels:
+            return sum(levels) * state_bytes(objective, hyper)
+        return residual_bytes(objective, hyper)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Value and gradient by a reverse sweep."""

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+import math
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from ._exact import (
     slots_needed,
 )
 from ._heavy_ball import HeavyBall, recognize
+from .facts import REVERSED, count
 
 
 class ReversibleHyperGradient(NamedTuple):
@@ -122,6 +124,20 @@ class Reversible(Options):
             if bits is not None and int_at_least(bits, name, 0, note=", or None") > 60:
                 msg = f"{name} = {bits!r} must be an int from 0 to 60, or None"
                 raise ValueError(msg)
+
+    exact: ClassVar[bool] = True
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """5.3: two gradients, a pullback and the exact arithmetic of each step."""
+        del objective, hyper
+        return REVERSED
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """The buffers: log₂(1/min_momentum) bits a step and weight, linear in steps."""
+        run = unrolled_of(objective, self, "its optimizer is read off")
+        start = jax.eval_shape(lambda h: run.init(run.prepare(h)).params, hyper)
+        bits = run.steps * math.log2(1.0 / self.min_momentum)
+        return math.ceil(bits / 8) * count(start)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> ReversibleHyperGradient:
         """Run forwards, then backwards with the adjoint, and compare with the start."""

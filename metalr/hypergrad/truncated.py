@@ -10,6 +10,7 @@ from .._programs.dependence import independent_leaves
 from .._types import Hyper, Objective, Scalar
 from ..runs.run import Run, advance, whole
 from ._engine import HyperGradient, Options, run_of
+from .facts import PLAIN_REVERSE, residual_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -62,6 +63,29 @@ class Truncated(Options):
     def __post_init__(self) -> None:
         last = int_at_least(self.last, "last", 1, note=": it counts steps")
         object.__setattr__(self, "last", last)
+
+    def exact(self, objective: Objective) -> bool:
+        """Where no step is left out."""
+        return self.last >= run_of(objective, self).steps
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """The run, and 2.3 for each step that is differentiated."""
+        del hyper
+        steps = max(run_of(objective, self).steps, 1)
+        return 1.0 + PLAIN_REVERSE * min(self.last, steps) / steps
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """What plain reverse keeps of the last steps."""
+        run = run_of(objective, self)
+        split = max(run.steps - self.last, 0)
+
+        def late(hyper: Hyper) -> Scalar:
+            prepared = run.prepare(hyper)
+            state = jax.lax.stop_gradient(run.init(prepared))
+            end, _ = advance(run, prepared, state, split, run.steps - split)
+            return run.evaluate(prepared, end)
+
+        return residual_bytes(late, hyper)
 
     def __call__(self, objective: Objective, hyper: Hyper) -> HyperGradient:
         """Run without derivative up to step T − K, then `jax.value_and_grad`."""

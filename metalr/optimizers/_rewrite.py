@@ -108,12 +108,11 @@ def _evaluate(
     inputs = [Value(*pair) for pair in zip(arguments, facts, strict=True)]
     constant = lambda value: Value(value, Facts(bounds=of_constant(value)))
     outputs = fold(program, inputs, equation=_equation, constant=constant)
-    # A literal may be a Python number.
     avals: list[Any] = program.out_avals
     return [
-        value._replace(array=jnp.asarray(value.array, aval.dtype))
-        if isinstance(value.array, bool | int | float | complex | np.generic)
-        else value
+        value
+        if isinstance(value.array, jax.Array) or aval.dtype == jax.dtypes.float0
+        else value._replace(array=jnp.asarray(value.array, aval.dtype))  # a literal
         for value, aval in zip(outputs, avals, strict=True)
     ]
 

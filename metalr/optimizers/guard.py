@@ -1,5 +1,6 @@
 """The same optimizer with derivatives that stay finite where a square root meets 0."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from ._bounds import ANY, Bounds, bounds, invariant
 from ._rewrite import Facts, evaluate, offends
 from .per_step import PerStep
+from .stopped import warn_of_stops
 from .update import Standard, is_transformation, standard
 
 
@@ -41,7 +43,12 @@ def guard(optimizer: Any) -> Any:
     bit. What selects a branch away (`jnp.where(v > 0, m / jnp.sqrt(v), 0)`) is
     differentiated as it is meant. Works through `jit`, `cond`, `scan`, `while_loop`,
     `jax.checkpoint`, and the rules of `custom_jvp` and `custom_vjp` functions. An
-    update without such a primitive (`optax.sgd`) is called as it is, untraced.
+    update without such a primitive (`optax.sgd`), or in which bounds show that no pole
+    can be met (Adam with `eps_root`), is called as it is. For the bounds, `state` is
+    taken to be one that `init` and updates make.
+
+    An update with a `jax.lax.stop_gradient` on the way to its result (`optax.lbfgs`)
+    is warned of: derivatives of the run leave that path out.
 
     `Unrolled` guards its optimizer unless it is made with `guarded=False`. Its losses
     are the user's: a square root in there is not touched. Matrix decompositions (`svd`,
@@ -66,15 +73,15 @@ def guard(optimizer: Any) -> Any:
         >>> def moved(rate, make):  # one step of which the second coordinate has none
         ...     tx, gradient = make(rate), jnp.array([1.0, 0.0]) * rate
         ...     return tx.update(gradient, tx.init(gradient))[0]
-        >>> print(jax.jacfwd(moved)(0.5, optax.adam))
-        [-1. nan]
-        >>> print(jax.jacfwd(moved)(0.5, metalr.guard(optax.adam)))
-        [-1. -0.]
+        >>> print(jnp.isfinite(jax.jacfwd(moved)(0.5, optax.adam)))
+        [ True False]
+        >>> print(jnp.isfinite(jax.jacfwd(moved)(0.5, metalr.guard(optax.adam))))
+        [ True  True]
     """
     if isinstance(optimizer, Guarded):
         return optimizer
     if isinstance(optimizer, PerStep):
-        return PerStep(guard(optimizer.make))
+        return dataclasses.replace(optimizer, make=guard(optimizer.make))
     if is_transformation(optimizer):
         return _transformation(optimizer)
     if not callable(optimizer):
@@ -118,6 +125,8 @@ def _guarded(
     """`function(*arguments)`, guarded in the arrays; the rest is passed on."""
     run, arrays = _of_arrays(function, arguments)
     program, shape = jax.make_jaxpr(run, return_shape=True)(arrays)
+    if known is not _nothing_known:  # an update
+        warn_of_stops(program, shape)
     for bounds_of in (_nothing_known, known):  # the cheap question first
         found = bounds_of(program)
         if not offends(program, found):

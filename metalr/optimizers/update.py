@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from .._checks import path_name
-from .._types import Params, Scalar
+from .._types import Hyper, Params, Scalar
 
 
 class Standard(optax.GradientTransformationExtraArgs):
@@ -22,6 +22,31 @@ def is_transformation(value: Any) -> bool:
     """An optax transformation, or an object with its two methods (`MultiSteps`)."""
     methods = (getattr(value, "init", None), getattr(value, "update", None))
     return not isinstance(value, type) and all(callable(method) for method in methods)
+
+
+def made(optimizer: Callable[[Hyper], Any], hyper: Hyper) -> Any:
+    """`optimizer(hyper)`, with an error that says how a learned schedule is written.
+
+    Some of optax's schedules compare their numbers in Python, and so cannot be given
+    one that is traced: the peak of `warmup_cosine_decay_schedule` and
+    `sgdr_schedule`, the decay rate of `exponential_decay`, the factors of
+    `piecewise_constant_schedule`.
+
+    Raises:
+        ValueError: if one of these is a hyperparameter.
+    """
+    try:
+        return optimizer(hyper)
+    except jax.errors.TracerBoolConversionError as error:
+        msg = (
+            "making the optimizer asks in Python whether a hyperparameter is 0 or "
+            "positive, which is not known while it is traced. Some schedules of optax "
+            "do. Learn a factor of a schedule of unit height instead, "
+            "`lambda count: h * optax.warmup_cosine_decay_schedule(0.0, 1.0, 10, "
+            "100)(count)`, or write the formula, `lambda count: 0.1 * h ** (count / "
+            "10)` for exponential_decay; in a function of your own, use jnp.where"
+        )
+        raise ValueError(msg) from error
 
 
 def standard(optimizer: Any) -> optax.GradientTransformationExtraArgs:

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from .._types import Hyper, Scalar
 from ..hypergrad import Forward, HyperGradient, Reverse, hypergradient
+from ..hypergrad.hypergradient import is_derivative_free
 from ..tasks import Each, Mean, TaskHyperGradient
 from .reparametrized import Reparametrized
 from .rules import Measures, all_finite
@@ -38,7 +39,8 @@ def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
     def value_and_grad(z: PyTree, draw: Array) -> tuple[Scalar, PyTree, Scalar]:
         objective, engine = _drawn(problem, draw)
         whole = to_hyper
-        if isinstance(objective, Reparametrized):  # one pullback, whatever the engine
+        if isinstance(objective, Reparametrized) and not is_derivative_free(engine):
+            # Here and not in `hypergradient`, for the tasks of a Mean within it.
             inner, objective = objective.function, objective.objective
             whole = lambda z: inner(to_hyper(z))
         hyper, pull_back = jax.vjp(whole, z)
@@ -49,7 +51,8 @@ def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
         if isinstance(result, TaskHyperGradient):
             value, grad, lost = _over_finite_tasks(objective, result)
             if problem.key is not None:
-                value = jnp.where(2.0 * lost > objective.count, jnp.nan, value)
+                most = result.values.shape[0] / 2
+                value = jnp.where(lost > most, jnp.nan, value)
         else:
             value, grad, lost = result.value, result.grad, jnp.zeros_like(result.value)
         return value, pull_back(grad)[0], lost
@@ -88,16 +91,22 @@ def _drawn(problem: Problem, draw: Array) -> tuple[Any, Any]:
         )
         raise ValueError(msg)
 
+    return objective, folded(problem.engine, draw)
+
+
+def folded(tree: PyTree, number: Array) -> PyTree:
+    """Every random key in a pytree folded with a number."""
+
     def fold(leaf: Any) -> Any:
         dtype = getattr(leaf, "dtype", None)
         is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        return jax.random.fold_in(leaf, draw) if is_key else leaf
+        return jax.random.fold_in(leaf, number) if is_key else leaf
 
-    return objective, jax.tree.map(fold, problem.engine)
+    return jax.tree.map(fold, tree)
 
 
 def _over_finite_tasks(
-    objective: Mean, result: TaskHyperGradient
+    objective: Any, result: TaskHyperGradient
 ) -> tuple[Scalar, Hyper, Scalar]:
     """The means over the tasks that are finite, and how many are not."""
     good = jax.vmap(lambda v, g: all_finite((v, g)))(result.values, result.grads)

@@ -1,14 +1,16 @@
 """An objective in other variables: logits, logarithms, low rank."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._checks import float_leaves
-from .._types import Objective, Scalar
+from .._types import Hyper, Objective, Scalar
 from ..hypergrad.hypergradient import as_pytree
+from ..runs.run import Bar, State, Unroll, is_run
 
 
 @jax.tree_util.register_pytree_node_class
@@ -41,8 +43,65 @@ class Reparametrized:
         object.__setattr__(new, "function", children[1])
         return new
 
+    def pulled_back(self, z: PyTree, differentiate: Callable[[Any, Hyper], Any]) -> Any:
+        """`differentiate(objective, f(z))`, its gradient pulled back through f."""
+        hyper, pull_back = jax.vjp(self.function, z)
+        result = differentiate(self.objective, hyper)
+        return result._replace(grad=pull_back(result.grad)[0])
 
-def reparametrized(objective: Objective, function: Any) -> Reparametrized:
+
+@jax.tree_util.register_pytree_node_class
+class ReparametrizedRun(Reparametrized, Unroll):
+    """That of a run, which is a run: f is part of what prepares its hyper."""
+
+    @property
+    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As in the objective, and so is all that follows but `prepare`."""
+        return self.objective.steps
+
+    @property
+    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As in the objective."""
+        return getattr(self.objective, "checkpoints", None)
+
+    def prepare(self, hyper: PyTree) -> Hyper:
+        """The objective's hyper, prepared: what its parts take."""
+        return self.objective.prepare(self.function(hyper))
+
+    def init(self, hyper: Hyper) -> State:
+        """As in the objective."""
+        return self.objective.init(hyper)
+
+    def step(
+        self, hyper: Hyper, state: State, index: int | Array
+    ) -> tuple[State, PyTree]:
+        """As in the objective."""
+        return self.objective.step(hyper, state, index)
+
+    def pull_back(
+        self, hyper: Hyper, state: State, index: int | Array, bar: Bar
+    ) -> tuple[Bar, Hyper]:
+        """As in the objective."""
+        return self.objective.pull_back(hyper, state, index, bar)
+
+    def evaluate(self, hyper: Hyper, state: State) -> Scalar:
+        """As in the objective."""
+        return self.objective.evaluate(hyper, state)
+
+    def public(self, hyper: Hyper, state: State) -> State:
+        """As in the objective."""
+        return self.objective.public(hyper, state)
+
+    def accepted(self, state: State) -> State:
+        """As in the objective."""
+        return self.objective.accepted(state)
+
+    def accumulated(self, state: State) -> Scalar | float:
+        """As in the objective."""
+        return self.objective.accumulated(state)
+
+
+def reparametrized(objective: Objective, function: Any) -> Any:
     r"""The objective in other outer variables, $\tilde L(z) = L(f(z))$.
 
     $$\nabla\tilde L(z) = \Bigl(\frac{\partial f}{\partial z}\Bigr)^{\!\top}
@@ -59,9 +118,11 @@ def reparametrized(objective: Objective, function: Any) -> Reparametrized:
             `jax.tree_util.Partial` where it holds arrays.
 
     Returns:
-        A function of z, a pytree like its objective. `metalr.learn` differentiates it
-        by any engine: the engine is applied to the objective at f(z). Composes with all
-        transformations that the objective does.
+        A function of z, a pytree like its objective, and a run where that is one: every
+        engine takes it, `windows` does too. `hypergradient` and `learn` apply an engine
+        to the objective at f(z) (what it measures besides the gradient is in the
+        objective's hyper); one without derivatives (`EvolutionStrategies`) perturbs z.
+        Composes with all transformations that the objective does.
 
     Raises:
         ValueError: if one of the two is not a function; when called, if z is not
@@ -79,4 +140,5 @@ def reparametrized(objective: Objective, function: Any) -> Reparametrized:
         if not callable(value) or isinstance(value, type):
             msg = f"{name} = {value!r} must be a function"
             raise ValueError(msg)
-    return Reparametrized(objective, function)
+    kind = ReparametrizedRun if is_run(objective) else Reparametrized
+    return kind(objective, function)

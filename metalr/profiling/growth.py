@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._checks import float_leaves
-from .._types import Hyper
+from .._types import Hyper, Objective
 from ..hypergrad import Engine
-from ..runs.unrolled import Unrolled
+from ..hypergrad.facts import cost
 from .measure import account, program_of, remembering, timed
-from .model import Temp, cost
+from .model import Temp
 
 
 class Row(NamedTuple):
@@ -42,7 +42,7 @@ class Growth(NamedTuple):
 
 
 def growth(
-    make_objective: Callable[[int], Unrolled],
+    make_objective: Callable[[int], Objective],
     steps: Sequence[int],
     hyper: Any,
     engines: Sequence[Any],
@@ -89,7 +89,7 @@ def growth(
 
 
 def growth_rows(
-    make_objective: Callable[[int], Unrolled],
+    make_objective: Callable[[int], Objective],
     steps: Sequence[int],
     hyper: Any,
     engines: Sequence[Any],
@@ -122,7 +122,7 @@ def name_of(engine: Any) -> str:
 
 
 def _row(
-    make_objective: Callable[[int], Unrolled],
+    make_objective: Callable[[int], Objective],
     steps: int,
     hyper: Any,
     family: Any,
@@ -152,7 +152,7 @@ def _row(
             return row
         if memory_limit is not None and found.temp_bytes > memory_limit:
             return row._replace(note=f"not run: above {memory_limit:.3g} bytes")
-        worth = steps * (1.0 if engine is None else cost(objective, point, engine))
+        worth = steps * (1.0 if engine is None else cost(engine, objective, point))
         if longest is not None and worth > longest:
             note = f"not run: {worth:.2g} steps' worth of training by the cost model"
             return row._replace(note=note)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from .._checks import float_leaves, positive_int
-from .._types import Hyper
+from .._types import Hyper, Objective
 from ..hypergrad import Engine, hypergradient
-from ..runs.unrolled import Unrolled
-from .model import Temp, predicted_bytes, state_bytes
+from ..hypergrad.facts import state_bytes
+from ..hypergrad.hypergradient import as_pytree
+from .model import Temp, predicted_bytes
 
 
 class Program(NamedTuple):
@@ -31,7 +32,7 @@ class Memory(NamedTuple):
     argument_bytes: int  # hyper, and the arrays of the objective
     output_bytes: int
     predicted_bytes: int | None  # of temp, by the model; None where there is none
-    state_bytes: int  # parameters and optimizer state, once
+    state_bytes: int  # parameters, optimizer state, …, once; 0 where there are none
     compile_seconds: float
 
 
@@ -69,7 +70,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
     )
 
 
-def memory(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Memory:
+def memory(objective: Objective, hyper: Hyper, engine: Engine | None) -> Memory:
     r"""What the compiled hypergradient takes, without running it.
 
     From `memory_analysis()` of the compiled program: deterministic, unlike the memory
@@ -94,7 +95,7 @@ def memory(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Memory:
 
 def account(
     program: Program,
-    objective: Unrolled,
+    objective: Objective,
     hyper: Hyper,
     engine: Engine | None,
     temp: Temp | None = None,
@@ -107,13 +108,13 @@ def account(
         predicted_bytes=predicted_bytes(
             objective, hyper, engine, temp or compiled_temp
         ),
-        state_bytes=state_bytes(objective, hyper),
+        state_bytes=state_bytes(objective, hyper) if hasattr(objective, "steps") else 0,
         compile_seconds=program.compile_seconds,
     )
 
 
 def timing(
-    objective: Unrolled, hyper: Hyper, engine: Engine | None, *, repeats: int = 5
+    objective: Objective, hyper: Hyper, engine: Engine | None, *, repeats: int = 5
 ) -> Timing:
     """Seconds of the compiled hypergradient: compilation apart, median of `repeats`.
 
@@ -131,19 +132,19 @@ def timing(
 
 
 def timed(
-    run: Callable[..., Any], objective: Unrolled, hyper: Hyper, repeats: int
+    run: Callable[..., Any], objective: Objective, hyper: Hyper, repeats: int
 ) -> tuple[float, ...]:
     """Seconds of `repeats` runs of a compiled program, after one that warms up."""
     runs = []
     for repeat in range(repeats + 1):
         start = time.perf_counter()
-        jax.block_until_ready(run(objective, hyper))
+        jax.block_until_ready(run(as_pytree(objective), hyper))
         if repeat:
             runs.append(time.perf_counter() - start)
     return tuple(runs)
 
 
-def compiled_temp(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> int:
+def compiled_temp(objective: Objective, hyper: Hyper, engine: Engine | None) -> int:
     """Temporary bytes of the compiled program."""
     return program_of(objective, hyper, engine).temp_bytes
 
@@ -155,10 +156,11 @@ def remembering() -> Temp:
     """
     known: dict[Any, int] = {}
 
-    def temp(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> int:
+    def temp(objective: Objective, hyper: Hyper, engine: Engine | None) -> int:
         leaves = jax.tree.leaves((objective, hyper))
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        key = (engine, objective.steps, objective.checkpoints, shapes)
+        options = [getattr(objective, n, None) for n in ("steps", "checkpoints")]
+        key = (engine, *options, shapes)
         if key not in known:
             known[key] = compiled_temp(objective, hyper, engine)
         return known[key]
@@ -166,12 +168,12 @@ def remembering() -> Temp:
     return temp
 
 
-def program_of(objective: Unrolled, hyper: Hyper, engine: Engine | None) -> Program:
+def program_of(objective: Objective, hyper: Hyper, engine: Engine | None) -> Program:
     """The compiled hypergradient; None is the run itself."""
 
-    def run(objective: Unrolled, hyper: Hyper) -> Any:
+    def run(objective: Objective, hyper: Hyper) -> Any:
         if engine is None:
             return objective(hyper)
         return hypergradient(objective, hyper, engine)
 
-    return compiled(run, objective, hyper)
+    return compiled(run, as_pytree(objective), hyper)

@@ -15,7 +15,7 @@ from .._programs.statics import Form, flatten, unflatten
 from .._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
 from ..optimizers.guard import guard
 from ..optimizers.per_step import PerStep
-from ..optimizers.update import standard, update
+from ..optimizers.update import made, standard, update
 from . import derivatives as _derivatives
 from .arguments import (
     batches_of,
@@ -132,6 +132,13 @@ class Unrolled(Unroll):
     it within each step, and keeps its own outside, where cotangents are summed (at
     least in float32). Parameters narrower than float32 move as they would alone; their
     derivatives are carried in float32.
+
+    Larger than one device: place each leaf of `params` and `batches` where it should
+    lie (`jax.device_put(leaf, NamedSharding(mesh, spec))`: examples split for data
+    parallelism, weight matrices as FSDP does) and call as ever. Results are those of
+    one device, and the states that an engine keeps stay split as the parameters are.
+    On several hosts, after `jax.distributed.initialize()`, the leaves are global
+    arrays (`jax.make_array_from_process_local_data`), and hyper is the same on all.
 
     Example:
         >>> import jax, optax, metalr
@@ -366,7 +373,7 @@ class Unrolled(Unroll):
 
     def transformation(self, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
         """The optimizer of the run, guarded unless told otherwise."""
-        optimizer = self.optimizer(hyper)
+        optimizer = made(self.optimizer, hyper)
         return guard(optimizer) if self.guarded else standard(optimizer)
 
     def gradients(self, hyper: Hyper, params: Params, index: int | Array) -> Gradients:

@@ -7,23 +7,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._programs.dependence import check_dependence
 from .._types import Hyper, Objective, Scalar
 from ..hypergrad import Engine
+from ..hypergrad.facts import as_stated, cost, family, is_exact, kept_bytes
 from ..hypergrad.hypergradient import as_pytree
-from .mean import Mean
 
 
 class TaskHyperGradient(NamedTuple):
     """The mean over tasks, and what it is the mean of.
 
-    `tasks` is the engine's own result in every task: a NamedTuple whose leaves lead
-    with the axis of tasks. What it measured is found here too, under its own name and
-    one entry a task: `standard_error`, `stationarity`, ….
+    What the engine measured is found here under its own name, one entry a task:
+    `standard_error`, `stationarity`, …. Their draws are independent: the standard error
+    of the mean of N tasks is the root of the sum of their squares, over N.
     """
 
     value: Scalar
     grad: Hyper
     tasks: Any
+    """The engine's own result in every task; its leaves lead with the axis of tasks."""
 
     @property
     def values(self) -> Float[Array, "*batch tasks"]:
@@ -37,7 +39,7 @@ class TaskHyperGradient(NamedTuple):
 
     def __getattr__(self, name: str) -> Any:
         """A measurement of the engine, of each task."""
-        if name.startswith("_") or name == "tasks":
+        if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.tasks, name)
 
@@ -70,29 +72,62 @@ class Each:
 
     def __call__(self, objective: Objective, hyper: Hyper) -> TaskHyperGradient:
         """The engine's result in every task, and its means."""
-        if not isinstance(objective, Mean):
-            msg = f"{self} needs a metalr.tasks.Mean, not {objective!r}"
-            raise ValueError(msg)
+        mean = self._of_tasks(objective)
 
         def task(objective: Any, index: Array, given: tuple[Hyper, Engine]) -> Any:
             hyper, engine = given
             return _with_own_noise(engine, index)(objective, hyper)
 
-        found = objective.each_numbered(task, (hyper, as_pytree(self.engine)))
-        value, grad = objective.average((found.value, found.grad))
+        found = mean.each_numbered(task, (hyper, as_pytree(self.engine)))
+        value, grad = mean.average((found.value, found.grad))
         return TaskHyperGradient(value, grad, found)
 
-    def verify(self, result: TaskHyperGradient) -> None:
-        """Raise where the engine's own check of its results does."""
-        verify = getattr(getattr(self.engine, "func", self.engine), "verify", None)
-        if verify is not None:
-            verify(result.tasks)
+    def _of_tasks(self, objective: Any) -> Any:
+        if not hasattr(objective, "each_numbered"):
+            msg = f"{self} needs a metalr.tasks.Mean, not {objective!r}"
+            raise ValueError(msg)
+        return objective
+
+    # What it says of itself is what its engine says.
 
     @property
     def derivative_free(self) -> bool:
         """Whether the engine takes objectives that have no derivative."""
-        engine = getattr(self.engine, "func", self.engine)
-        return getattr(engine, "derivative_free", False)
+        return getattr(as_stated(self.engine), "derivative_free", False)
+
+    def exact(self, objective: Objective) -> bool:
+        """Whether the engine is, in a task."""
+        return is_exact(self.engine, self._of_tasks(objective).task(0))
+
+    def cost(self, objective: Objective, hyper: Hyper) -> float:
+        """That of the engine, in runs of the mean."""
+        return cost(self.engine, self._of_tasks(objective).task(0), hyper)
+
+    def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
+        """Those of the engine, times the tasks on a device."""
+        mean = self._of_tasks(objective)
+        kept = kept_bytes(self.engine, mean.task(0), hyper)
+        return mean.tasks_on_a_device * (kept or 0)
+
+    @property
+    def family(self) -> Any:
+        """That of the engine."""
+        return Each, family(self.engine)
+
+    def refuse(self, objective: Objective, hyper: Hyper) -> None:
+        """Refuse what the engine refuses of one task."""
+        mean = self._of_tasks(objective)
+        refuse = getattr(as_stated(self.engine), "refuse", None)
+        if refuse is None:
+            check_dependence(mean, hyper, smooth=not self.derivative_free)
+        else:
+            refuse(mean.task(0), hyper)
+
+    def verify(self, result: TaskHyperGradient) -> None:
+        """Raise where the engine's own check of its results does."""
+        verify = getattr(as_stated(self.engine), "verify", None)
+        if verify is not None:
+            verify(result.tasks)
 
     def tree_flatten(self) -> tuple[tuple[Any], None]:
         """An engine that is a pytree is a child; any other is static."""

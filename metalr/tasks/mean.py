@@ -10,10 +10,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, PyTree
 
 from .._types import Hyper, Scalar
+from ..hypergrad.facts import state_bytes
 from ..hypergrad.hypergradient import as_pytree
 from ._alike import check_alike, is_shared
 from ._making import made_of_keys
 from ._places import checked_mesh, checked_weights, spec
+from .each import Each
 
 
 @jax.tree_util.register_pytree_node_class
@@ -212,6 +214,39 @@ class Mean:
             for leaf, same in zip(leaves, self.shared, strict=True)
         ]
         return jax.tree.unflatten(structure, mine)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps T of every task; 0 where they are no runs."""
+        return getattr(self.objective, "steps", 0)
+
+    @property
+    def tasks_on_a_device(self) -> int:
+        """Tasks that each device runs."""
+        return -(-self.count // (self.mesh.size if self.mesh is not None else 1))
+
+    def in_parts(self, engine: Any) -> Each:
+        """How an engine that takes a run apart takes this apart."""
+        return Each(engine)
+
+    def state_bytes(self, hyper: Hyper) -> int:
+        """Bytes that one step of all tasks on a device hands to the next."""
+        return self.tasks_on_a_device * state_bytes(self.task(0), hyper)
+
+    def shortened(self, cut: Callable[[Any], tuple[Any, Hyper]]) -> tuple["Mean", Any]:
+        """What `cut` makes of a task, of all: it returns the task and hyper."""
+        one, hyper = cut(self.task(0))
+        every = self.each(lambda task, _: jax.tree.leaves(cut(task)[0]), hyper)
+        leaves = [
+            leaf[0] if same else leaf
+            for leaf, same in zip(every, self.shared, strict=True)
+        ]
+        new = object.__new__(Mean)
+        object.__setattr__(new, "mesh", self.mesh)
+        object.__setattr__(new, "weights", self.weights)
+        objective = jax.tree.unflatten(jax.tree.structure(one), leaves)
+        new._set(objective, self.shared, self.count)
+        return new, hyper
 
     def each(self, function: Callable[[Any, Hyper], Any], hyper: Hyper) -> Any:
         """`function(objective, hyper)` of every task, stacked along a first axis."""

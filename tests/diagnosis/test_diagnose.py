@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
 
 import metalr
-from metalr.diagnosis import _edge
+from metalr.diagnosis import _edge, metasmoothness
 from metalr.diagnosis._contributions import horizon
+from metalr.diagnosis._findings import findings
 from metalr.diagnosis._lanczos import largest
 from metalr.problems import least_squares
 from metalr.theory import Quadratic
@@ -102,7 +104,8 @@ def edges(optimizer, steps=4):
     buffer = _edge.buffer_of(L, eta)
 
     def step(state, index):
-        value, grads, _ = L.gradients(eta, state.params, index)
+        loss = L.inner_loss(eta, index, state)
+        value, grads = jax.value_and_grad(loss)(state.params)
         at = _edge.At(state, value, grads, index)
         rates, known = _edge.equivalent_rates(L, eta, buffer, at)
         new = L.update(eta, state, value, grads, index)
@@ -244,23 +247,267 @@ def test_a_learned_start_has_its_own_part():
     )
     hyper = {"start": 1.0, "pull": 0.2}
     d = metalr.diagnose(L, hyper, direction={"start": 1.0, "pull": 0.0})
-    assert d.start == d.total == pytest.approx(3 * 2 * 0.8 * 0.8**8)
+    exact = 3 * 2 * 0.8 * 0.8**8
+    assert (d.start, d.total) == (pytest.approx(exact), pytest.approx(exact))
     assert np.all(d.contributions == 0.0)
 
 
-def test_a_wrong_rule_shows_as_modes_that_disagree():
+def test_start_steps_and_outer_loss_are_told_apart():
+    """w_T = a^T h, a = 1 − 2h; with F = w_T + 5h each part is a term of dF/dh."""
+    L = metalr.Unrolled(
+        lambda w, h, b: w**2,
+        optax.sgd,
+        lambda h: 1.0 * h,
+        steps=3,
+        outer_loss=lambda w, h: w + 5.0 * h,
+    )
+    h, a = 0.1, 0.8
+    d = metalr.diagnose(L, h)
+    assert d.direct == pytest.approx(5.0, rel=1e-12)
+    assert d.start == pytest.approx(a**3, rel=1e-12)
+    np.testing.assert_allclose(d.contributions, -2.0 * a**2 * h, rtol=1e-12)
+    assert d.total == pytest.approx(5.0 + a**3 - 6.0 * a**2 * h, rel=1e-12)
+    assert "modes disagree" not in kinds(d)
+
+
+# Whatever the parameters, the optimizer's state and the dtypes are.
+
+
+def two_rates(h):
+    return optax.multi_transform(
+        {"a": optax.sgd(h, 0.9), "b": optax.adam(h)}, {"a": "a", "b": "b"}
+    )
+
+
+def counted(h):
+    """Python numbers in the state."""
+
+    def update(updates, state, params=None):
+        rate = h / (1 + state["n"])
+        return jax.tree.map(lambda g: -rate * g, updates), {"n": state["n"] + 1}
+
+    return optax.GradientTransformation(lambda params: {"n": 0}, update)
+
+
+OPTIMIZERS = {
+    "multi_transform": two_rates,
+    "masked": lambda h: optax.masked(optax.sgd(h, 0.9), {"a": True, "b": False}),
+    "flatten": lambda h: optax.flatten(optax.sgd(h, 0.9)),
+    "MultiSteps": lambda h: optax.MultiSteps(optax.sgd(h, 0.9), 2),
+    "mu_dtype": lambda h: optax.adam(h, mu_dtype=jnp.float32),
+    "Python numbers": counted,
+}
+
+
+def fourth(params, hyper, batch):
+    return jnp.sum(params["a"] ** 4) + jnp.sum(params["b"] ** 4)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_the_optimizer_need_not_be_like_params(name):
+    start = {"a": jnp.array([1.0, -0.5]), "b": jnp.array([[0.7]])}
+    L = metalr.Unrolled(fourth, OPTIMIZERS[name], start, steps=2)
+    d = metalr.diagnose(L, 0.05, iterations=3)
+    exact = float(metalr.hypergradient(L, 0.05).grad)
+    rtol = 1e-5 if name == "mu_dtype" else 1e-10
+    assert d.total == pytest.approx(exact, rel=rtol)
+    assert np.sum(d.contributions) == pytest.approx(exact, rel=rtol)
+    # The Hessian is diagonal: 12 w² at w = 1.
+    assert d.metric.startswith("Hessian weighted") or d.sharpness[0] == pytest.approx(
+        12
+    )
+    assert not {"modes disagree", "kinks"} & set(kinds(d))
+
+
+def test_momentum_kept_flat_or_in_another_dtype_has_the_same_edge():
+    for optimizer in (
+        OPTIMIZERS["flatten"],
+        lambda h: optax.sgd(h, 0.9, accumulator_dtype=jnp.float32),
+    ):
+        start = {"a": jnp.array([1.0, -0.5]), "b": jnp.array([[0.7]])}
+        L = metalr.Unrolled(fourth, optimizer, start, steps=1)
+        d = metalr.diagnose(L, 0.05, iterations=1)
+        assert d.metric == "Hessian; edge of the momentum"
+        np.testing.assert_allclose(d.edge, 2 * 1.9 / 0.05, rtol=1e-5)
+
+
+def test_dtypes_and_constants_among_the_parameters():
+    start = {
+        "a": jnp.array([1.0, -0.5], jnp.float32),
+        "b": jnp.array([[0.7]], jnp.float64),
+        "layers": jnp.array(2),
+        "key": jax.random.key(0),
+    }
+    L = metalr.Unrolled(fourth, optax.adam, start, steps=2)
+    d = metalr.diagnose(L, 0.05, iterations=3)
+    assert d.total == pytest.approx(float(metalr.hypergradient(L, 0.05).grad), rel=1e-5)
+    assert np.sum(d.contributions) == pytest.approx(d.total, rel=1e-4)
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["loss in float32", "bfloat16"])
+def test_in_bfloat16_the_findings_are_those_of_its_precision(wide):
+    def loss(w, h, b):
+        return jnp.sum((w.astype(jnp.float32) if wide else w) ** 2)
+
+    L = metalr.Unrolled(loss, optax.sgd, jnp.ones(3, jnp.bfloat16), steps=4)
+    d = metalr.diagnose(L, 0.125)
+    # L_4 = 3 (1 − 2η)⁸.
+    assert d.total == pytest.approx(-48 * 0.75**7, rel=0.05)
+    assert np.sum(d.contributions) == pytest.approx(d.total, rel=0.05)
+    np.testing.assert_allclose(d.sharpness, 2.0, rtol=0.02)
+    assert not {"modes disagree", "kinks", "explosion"} & set(kinds(d))
+
+
+def test_a_custom_vjp_is_refused_with_what_is_needed():
+    @jax.custom_vjp
+    def sin(x):
+        return jnp.sin(x)
+
+    sin.defvjp(lambda x: (jnp.sin(x), jnp.cos(x)), lambda c, g: (c * g,))
+    L = metalr.Unrolled(
+        lambda w, h, b: jnp.sum(sin(w) ** 2), optax.sgd, jnp.ones(2), steps=3
+    )
+    with pytest.raises(ValueError, match=r"custom_vjp .* give it a custom_jvp"):
+        metalr.diagnose(L, 0.1)
+
+
+def test_a_run_without_an_inner_loss_is_diagnosed_by_its_values():
+    L = metalr.Rollout(
+        lambda s, h, x: (h * s, None),
+        jnp.array([1.0, 2.0]),
+        steps=6,
+        value=lambda s, h: jnp.sum(s**2),
+    )
+    d = metalr.diagnose(L, 1.5)
+    # L_s = 5 η^(2s): each step contributes 1/T of 2T · 5 η^(2T − 1).
+    s = np.arange(7)
+    np.testing.assert_allclose(d.losses, 5 * 1.5 ** (2.0 * s), rtol=1e-12)
+    np.testing.assert_allclose(d.slopes, 10 * s * 1.5 ** (2.0 * s - 1), rtol=1e-12)
+    np.testing.assert_allclose(d.contributions, 10 * 1.5**11, rtol=1e-12)
+    np.testing.assert_allclose(d.growth, np.log(1.5), rtol=1e-12)
+    assert np.isnan(d.sharpness).all()
+    assert d.start == d.direct == 0.0
+
+
+# Kinks and metasmoothness.
+
+
+def rectified(activation):
+    """A small network on random labels, with momentum, gone through many kinks."""
+    rng = np.random.default_rng(0)
+    X, labels = (
+        jnp.asarray(rng.normal(size=(32, 8))),
+        jnp.asarray(rng.integers(0, 3, 32)),
+    )
+
+    def loss(params, hyper, batch):
+        hidden = activation(activation(X @ params["in"]) @ params["hidden"])
+        logits = hidden @ params["out"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    start = {
+        "in": jnp.asarray(rng.normal(size=(8, 16)) / 3.0),
+        "hidden": jnp.asarray(rng.normal(size=(16, 16)) / 3.0),
+        "out": jnp.asarray(rng.normal(size=(16, 3)) / 4.0),
+    }
+    return metalr.Unrolled(loss, lambda h: optax.sgd(h, 0.9), start, steps=40)
+
+
+def test_kinks_are_seen_where_no_perturbation_grows():
+    """ReLU or GELU, the same otherwise: perturbations grow alike, by e in 40 steps."""
+    rough, smooth = (
+        metalr.diagnose(rectified(f), 0.3, iterations=1)
+        for f in (jax.nn.relu, jax.nn.gelu)
+    )
+    for d in (rough, smooth):
+        assert 0.0 < np.sum(d.growth) < 2.0
+    change = lambda d: np.abs(d.moved_totals - d.total)[-1] / abs(d.total)
+    assert change(rough) > 0.3
+    assert change(smooth) < 0.05
+    assert rough.metasmoothness < 0.2
+    assert smooth.metasmoothness > 0.99
+    assert "kinks" in kinds(rough)
+    assert not {"kinks", "explosion"} & set(kinds(smooth))
+    (finding,) = (f for f in rough.findings if f.kind == "kinks")
+    assert "by 0.01 of its size changes the derivative by" in finding.message
+    assert "average for max pooling" in finding.remedy
+    # Of a single number it is only shown; of several it is a finding.
+    several = rough._replace(direction=np.ones(2))
+    found = [finding.kind for finding in findings(several, np.dtype("float64"))]
+    assert "not metasmooth" in found
+    assert "not metasmooth" not in kinds(rough)
+
+
+def test_at_the_best_rate_a_small_derivative_is_no_sign_of_kinks():
+    """There dL/dη is nearly 0: a move of the start changes it by its own size."""
+    L = quadratic(steps=3)
+    exact = Quadratic.from_regression(X, T, jnp.ones(5))
+    best: Any = scipy.optimize.brentq(
+        lambda r: float(exact.slope(r, 3)), 1e-3, 1.9 / SHARP
+    )
+    d = metalr.diagnose(L, best * (1 + 1e-4), iterations=1)
+    changes = np.abs(d.moved_totals - d.total) / abs(d.total)
+    assert changes[-1] > 0.1
+    assert "kinks" not in kinds(d)
+
+
+def test_metasmoothness_is_that_of_its_definition():
+    """Weights (η₀, |η₁ − 1.1|) at η₁ = 1, 1.1, 1.2 and 1, 1.15, 1.3: turned back."""
+    L = metalr.Unrolled(
+        lambda w, h, b: jnp.sum(w**2),
+        lambda h: optax.sgd(0.0),
+        lambda h: jnp.array([h[0], jnp.abs(h[1] - 1.1)]),
+        steps=1,
+        outer_loss=lambda w, h: jnp.sum(w * h),
+    )
+    at, up = jnp.array([0.5, 1.0]), jnp.array([0.0, 1.0])
+    assert metasmoothness(L, at, jnp.array([1.0, 0.0])) == 1.0
+    # Second weight: 0.1, 0.05, 0.2: moves 0.1 and turns; the first moves 0.6.
+    found = metasmoothness(L, at, jnp.array([2.0, 1.0]), step=0.15)
+    assert found == pytest.approx((0.6 - 0.1) / 0.7, rel=1e-12)
+    assert metasmoothness(L, at, up, step=0.15) == -1.0
+    assert np.isnan(metasmoothness(L, at, 0.0 * up))
+    linear = metalr.Unrolled(
+        lambda w, h, b: jnp.sum(w**2), lambda h: optax.sgd(0.1), lambda h: h, steps=4
+    )
+    d = metalr.diagnose(linear, jnp.array([0.5, -1.0, 2.0]))
+    assert d.metasmoothness == 1.0
+    assert "not metasmooth" not in kinds(d)
+
+
+@jax.tree_util.register_pytree_node_class
+class Doubled(metalr.Rollout):
+    """Pulls back twice too much into hyper."""
+
+    def pull_back(self, hyper, state, index, bar):
+        bar, hyper_bar = super().pull_back(hyper, state, index, bar)
+        return bar, jax.tree.map(lambda x: 2.0 * x, hyper_bar)
+
+
+def test_a_wrong_pull_back_shows_as_modes_that_disagree():
+    value = lambda s, h: s**2
+    L = Doubled(lambda s, h, x: (h * s, None), 1.0, steps=3, value=value)
+    d = metalr.diagnose(L, 0.5)
+    assert d.total == pytest.approx(6 * 0.5**5)
+    assert np.sum(d.contributions) == pytest.approx(2 * 6 * 0.5**5)
+    assert "modes disagree" in kinds(d)
+
+
+def test_a_field_that_is_no_gradient_is_pulled_back_as_it_is():
     @jax.custom_jvp
     def bent(w):
         return jnp.array([w[0] + w[1] ** 2, w[1]])
 
-    # Not symmetric, so no gradient of anything: the reverse sweep takes it for one.
+    # Not symmetric, so no gradient of anything.
     bent.defjvp(
         lambda p, t: (bent(*p), jnp.array([t[0][0] + 3.0 * p[0][0] * t[0][1], t[0][1]]))
     )
     L = metalr.Unrolled(
         lambda w, h, b: jnp.sum(bent(w) ** 2), optax.sgd, jnp.array([1.0, 0.5]), steps=5
     )
-    assert "modes disagree" in kinds(metalr.diagnose(L, 0.05))
+    d = metalr.diagnose(L, 0.05)
+    assert np.sum(d.contributions) == pytest.approx(d.total, rel=1e-10)
+    assert "modes disagree" not in kinds(d)
 
 
 def test_lanczos_is_exact_at_full_dimension_and_survives_an_invariant_subspace():

@@ -5,6 +5,7 @@ import pytest
 
 from experiments import optimizer_census as census
 from experiments._command.config import ConfigError
+from metalr.optimizers.stopped import stops_gradient
 
 RATE, STEPS = 0.05, 3
 
@@ -29,6 +30,13 @@ def test_all_derivatives_are_finite_and_those_of_differences(name):
         assert np.isfinite(record["guarded"]).all(), record
         assert record["first_error"] < 1e-7, record
         assert record["second_error"] < 1e-6, record
+
+
+def test_those_that_stop_a_gradient_are_listed():
+    start = np.ones((2, 2))
+    optimizers = census.optimizers()
+    found = {n for n, make in optimizers.items() if stops_gradient(make, start, RATE)}
+    assert found == set(census.STOPS)
 
 
 def test_without_the_guard_the_same_table_shows_nan():

@@ -5,15 +5,19 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from experiments._command.config import ConfigError
 from experiments._store import store
+from experiments._sweep.greeting import check_greeting
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +30,24 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
 os.execv(sys.argv[1], sys.argv[1:])
 """
 """Starts a program whose files cannot grow: a full disk, on any machine."""
+
+SMALL_DISK = """
+mount -t tmpfs -o size=200k tmpfs "$1" || exit 77
+shift
+"$@"; first=$?
+mount -o remount,size=10m tmpfs "$DISK" && "$@"; second=$?
+cp "$DISK/tiny.sqlite" "$DISK.sqlite"
+echo "exit codes: $first, $second"
+"""
+"""A command on a disk that is full, and again on one that is not any more."""
+
+HURRIED = """
+from experiments._command import cli
+from experiments._sweep import cluster
+cluster.SILENCE, cluster._POLL = 1.0, 0.2
+raise SystemExit(cli.main())
+"""
+"""The command line with a driver that soon gives a worker up."""
 
 
 class Driver:
@@ -43,14 +65,16 @@ class Driver:
             "JAX_PLATFORMS": "cpu",
         }
 
-    def start(self, *arguments, wrapper=()):
+    def command(self, *arguments, program=("-m", "experiments")):
         config, runs = str(self.folder / "tiny.yaml"), str(self.folder / "runs")
+        return [
+            *(sys.executable, *program, "sweep", config),
+            *("--runs", runs, "executor.batch=1", "jax=false", *arguments),
+        ]
+
+    def start(self, *arguments, wrapper=(), **options):
         return subprocess.Popen(
-            [
-                *wrapper,
-                *(sys.executable, "-m", "experiments", "sweep", config),
-                *("--runs", runs, "executor.batch=1", "jax=false", *arguments),
-            ],
+            [*wrapper, *self.command(*arguments, **options)],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -58,8 +82,8 @@ class Driver:
             text=True,
         )
 
-    def run(self, *arguments, code=0, wrapper=()):
-        process = self.start(*arguments, wrapper=wrapper)
+    def run(self, *arguments, code=0, **options):
+        process = self.start(*arguments, **options)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == code, output
         return output
@@ -80,6 +104,13 @@ class Driver:
         while self.counts()[0].total() < count:
             assert time.monotonic() < deadline, "no progress"
             time.sleep(0.02)
+
+    def wait_until_all_end(self):
+        """Until nothing that the test has started is left."""
+        deadline = time.monotonic() + 30
+        while self.processes():
+            assert time.monotonic() < deadline, self.processes()
+            time.sleep(0.05)
 
     def processes(self):
         """Those of this test that are alive: they have its log in their environment."""
@@ -128,10 +159,7 @@ def test_killed_drivers_lose_nothing_and_repeat_only_what_was_in_flight(
     started, ended = driver.counts()
     assert set(ended) == set(range(points))
     assert started.total() <= points + kills * in_flight
-    deadline = time.monotonic() + 30
-    while driver.processes():  # the dead drivers' workers end by themselves
-        assert time.monotonic() < deadline, driver.processes()
-        time.sleep(0.1)
+    driver.wait_until_all_end()  # the dead drivers' workers end by themselves
 
 
 @pytest.mark.parametrize(
@@ -232,6 +260,97 @@ def test_a_full_disk_is_a_clear_error_and_the_sweep_goes_on_after_it(driver):
     assert max(driver.counts()[0].values()) <= 2  # the one that could not be kept
 
 
+def test_a_disk_that_is_full_loses_nothing_and_is_written_to_when_it_is_not(driver):
+    disk = driver.folder / "runs"
+    disk.mkdir()
+    # Its own mounts, gone with it: nothing of the machine is touched.
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh"),
+            *(str(disk), *driver.command("sweep.axes.x={range: [0, 60, 1]}")),
+        ],
+        cwd=ROOT,
+        env=driver.environment | {"DISK": str(disk)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode in (1, 77, 127) and "exit codes" not in done.stdout:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    assert "exit codes: 2, 0" in done.stdout, done
+    assert "The rows already in it are intact" in done.stderr
+    driver.store = disk.with_name("runs.sqlite")
+    assert sorted(row.config["x"] for row in driver.rows()) == list(range(60))
+    assert max(driver.counts()[0].values()) <= 2  # the one that could not be kept
+
+
+@pytest.mark.parametrize("executor", ["kind: serial", "kind: serial, time_limit: 60"])
+def test_what_a_point_does_to_python_is_its_own_row(driver, executor):
+    names = ["base", "interrupt", "unprintable", "surrogate", "huge", "escapes", "ok"]
+    output = driver.run(
+        f"sweep.axes.behavior={json.dumps(names)}",
+        f"executor={{{executor}, batch: 1, retries: 0}}",
+        code=1,
+    )
+    assert "1 computed, 0 skipped, 6 failed" in output
+    assert "\x1b" not in output
+    found = {row.config["behavior"]: row for row in driver.rows()}
+    assert list(found) == names
+    assert [row.status for row in found.values()] == ["failed"] * 6 + ["finished"]
+
+
+def test_a_point_that_is_given_up_takes_its_children_with_it(driver):
+    output = driver.run(
+        "behavior=child", "executor={time_limit: 1, retries: 0, batch: 1}", code=1
+    )
+    assert "1 timed out" in output
+    driver.wait_until_all_end()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "executor"),
+    [
+        (signal.SIGINT, 130, "kind: serial"),
+        (signal.SIGTERM, 143, "kind: serial"),
+        (signal.SIGTERM, 143, "kind: serial, time_limit: 60"),
+        (signal.SIGINT, 130, "kind: dask, workers: 1"),
+    ],
+)
+def test_a_signal_ends_a_sweep_with_all_that_its_points_have_started(
+    driver, number, code, executor
+):
+    process = driver.start(
+        *("sweep.axes.x=[0, 1]", "behavior=child", "bad=1"),
+        f"executor={{{executor}, batch: 1}}",
+    )
+    driver.wait_for(2)
+    time.sleep(0.2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    assert [row.config["x"] for row in driver.rows()] == [0]
+    driver.wait_until_all_end()
+
+
+def test_a_store_that_is_moved_away_ends_the_sweep_and_goes_on_when_it_is_back(driver):
+    points = ("sweep.axes.x={range: [0, 5, 1]}", "pause=0.3")
+    process = driver.start(*points)
+    driver.wait_for(2)
+    away = driver.folder / "away.sqlite"
+    driver.store.rename(away)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "was moved or deleted while it was written to: put it back" in output
+    assert not driver.store.exists()
+    away.rename(driver.store)  # its log, if any is left, is still there
+    kept = len(driver.rows())
+    assert 0 < kept < 5
+    assert f"{kept} skipped" in driver.run(*points)
+    assert len(driver.rows()) == 5
+
+
 def dask(driver, *arguments):
     command = [sys.executable, "-m", "dask", *arguments]
     output = subprocess.DEVNULL
@@ -241,40 +360,80 @@ def dask(driver, *arguments):
     )
 
 
-def test_workers_started_by_hand_serve_a_sweep_and_may_be_lost_with_their_node(driver):
-    file = driver.folder / "scheduler.json"
-    host = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file))
-    worker = ("worker", *host, "--nthreads", "1", "--memory-limit", "0", "--no-nanny")
-    with contextlib.ExitStack() as stack:
+class Hand:
+    """A scheduler and workers that are started by hand."""
 
-        def begin(*arguments):
-            process = dask(driver, *arguments)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process
+    def __init__(self, driver, stack):
+        self.driver, self.stack = driver, stack
+        self.file = driver.folder / "scheduler.json"
+        self.host = ("--host", "127.0.0.1", "--scheduler-file", str(self.file))
+        pages = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
+        self.begin("scheduler", *self.host, "--port", "0", *pages)
 
-        begin("scheduler", *host, "--port", "0", "--dashboard-address", "127.0.0.1:0")
-        first = begin(*worker)
+    def begin(self, *arguments):
+        process = dask(self.driver, *arguments)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        return process
+
+    def worker(self):
+        one = ("--nthreads", "1", "--memory-limit", "0", "--no-nanny", "--no-dashboard")
+        return self.begin("worker", *self.host, *one)
+
+    def executor(self, **options):
         deadline = time.monotonic() + 60
-        while not file.exists() or not file.read_text().strip():
+        while not self.file.exists() or not self.file.read_text().strip():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        address = json.loads(file.read_text())["address"]
+        address = json.loads(self.file.read_text())["address"]
+        content = {"kind": "dask", "address": address, "batch": 1, **options}
+        return f"executor={json.dumps(content)}"
+
+
+def test_workers_started_by_hand_serve_a_sweep_and_may_be_lost_with_their_node(driver):
+    """In a point, with results that nobody has fetched, and stopped."""
+    with contextlib.ExitStack() as stack:
+        hand = Hand(driver, stack)
+        first = hand.worker()
         sweep = driver.start(
-            "sweep.axes.x={range: [0, 5, 1]}",
-            "pause=0.5",
-            f"executor={{kind: dask, address: '{address}', batch: 1}}",
+            "sweep.axes.x={range: [0, 5, 1]}", "pause=0.5", hand.executor()
         )
         driver.wait_for(2)
         first.kill()
-        begin(*worker)
+        second = hand.worker()
         output, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 0, output
-    assert "5 computed, 0 skipped, 0 failed" in output
-    assert sorted(row.config["x"] for row in driver.rows()) == list(range(5))
-    assert (
-        driver.counts()[0].total() <= 7
-    )  # what the first had, and had not handed over
+        assert sweep.returncode == 0, output
+        assert "5 computed, 0 skipped, 0 failed" in output
+        assert sorted(row.config["x"] for row in driver.rows()) == list(range(5))
+        # What the first had, and had not handed over.
+        assert driver.counts()[0].total() <= 7
+
+        sweep = driver.start("sweep.axes.x={range: [10, 16, 1]}", hand.executor())
+        driver.wait_for(driver.counts()[0].total() + 1)
+        sweep.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+        while not set(range(10, 16)) <= set(driver.counts()[1]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)  # the outcomes are with the worker
+        second.kill()
+        third = hand.worker()
+        sweep.send_signal(signal.SIGCONT)
+        output, _ = sweep.communicate(timeout=120)
+        assert sweep.returncode == 0, output
+        assert "6 computed, 0 skipped, 0 failed" in output
+        assert len(driver.rows()) == 11
+        assert max(driver.counts()[1].values()) == 2  # some had been lost
+
+        sweep = driver.start(
+            *("x=20", "pause=3", hand.executor(time_limit=4, retries=0)),
+            program=("-c", HURRIED),
+        )
+        driver.wait_for(driver.counts()[0].total() + 1)
+        third.send_signal(signal.SIGSTOP)
+        output, _ = sweep.communicate(timeout=120)
+        assert sweep.returncode == 1, output
+        assert "its worker has not answered for 5 s" in str(driver.rows()[-1].error)
 
 
 def test_each_worker_has_a_gpu_of_its_own_where_there_are_several(driver):
@@ -304,5 +463,46 @@ def test_a_scheduler_that_is_not_there_is_a_clear_error(driver):
     arguments = "executor={kind: dask, address: 'tcp://127.0.0.1:9'}"
     output = driver.run(arguments, code=2)
     assert "no scheduler answers there" in output
-    with contextlib.suppress(store.StoreError):
-        assert driver.rows() == []
+    assert driver.rows() == []
+
+
+@pytest.mark.parametrize(
+    ("banner", "message"),
+    [
+        (b"", "says nothing within 0.3 s"),  # as an HTTP server, until it is asked
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "begins with b'SSH-2.0-'"),
+        (b"hi", "begins with b'hi'"),
+    ],
+)
+def test_a_port_where_something_else_listens_is_a_clear_error(banner, message):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(ConnectionResetError):
+                connection.sendall(banner)
+                if len(banner) != 2:
+                    connection.recv(1)  # until the other side is gone
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"no scheduler answers.*{message}"):
+            check_greeting(address, limit=0.3)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("tcp://127.0.0.1", "no scheduler answers"),
+        ("nonsense://127.0.0.1:1", None),  # Dask says that itself
+        ("tls://127.0.0.1:9", "tls needs keys"),
+    ],
+)
+def test_an_address_that_cannot_be_is_a_clear_error(address, message):
+    if message is None:
+        check_greeting(address, limit=0.1)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_greeting(address, limit=0.1)

@@ -26,10 +26,13 @@ def test_memory_grows_as_predicted_on_a_small_run(tmp_path):
         "repeats=0",
         "check_steps=0",
     )
-    for row in found:
-        if "exponent" in row and row["predicted"] in (0.0, 1.0):
-            slack = 0.15 if row["predicted"] else 0.3
-            assert abs(row["exponent"] - row["predicted"]) < slack, row
+    exponents = {r["engine"]: r for r in found if "exponent" in r}
+    for row in exponents.values():
+        assert abs(row["exponent"] - row["predicted"]) < 0.15, row
+    for engine, power in {"Forward()": 0, "Reverse()": 1, "Mixed()": 1}.items():
+        assert abs(exponents[engine]["predicted"] - power) < 0.3
+    # Of T = 64 … 256 the buffers are a part that grows: between none and all.
+    assert 0.02 < exponents["Reversible()"]["predicted"] < 1.0
 
 
 @pytest.mark.slow
@@ -48,7 +51,9 @@ def test_a_long_unroll_is_planned_within_its_limit(tmp_path):
 def test_the_engines_are_compared_on_a_small_run(tmp_path):
     small = ["steps=20", "long_steps=50", "repeats=1", "hidden=8", "batch=4"]
     found = records("engines", tmp_path, *small, "parts=[scalar, bits, mixed]")
-    assert all(row["bit_exact"] for row in found if "bit_exact" in row)
+    exact = [row["bit_exact"] for row in found if "bit_exact" in row]
+    assert exact
+    assert all(exact)
     (mixed,) = [row for row in found if row.get("way") == "Mixed()"]
     assert mixed["reached"]
 

@@ -7,14 +7,29 @@ import pytest
 
 from experiments._command import cli
 from experiments._command.config import ConfigError
-from experiments._report import records
+from experiments._report import keeping, records
+from experiments._report.keeping import command
 from experiments._report.publish import faults, results_page
-from experiments._report.records import Kept, KeptTable, command, headline
+from experiments._report.records import Kept, KeptTable, headline
+from experiments._store import store
+from experiments._store.store import Row
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
     "1f15c4890000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
 )
+
+
+def finished_origin():
+    return {
+        "started": "2026-01-02T03:04:05+00:00",
+        "git_commit": "0123456789",
+        "git_dirty": False,
+        "python": "3.11",
+        "versions": {"jax": "0.10.2"},
+        "device": ["cpu"],
+        "backend": "cpu",
+    }
 
 
 @pytest.fixture
@@ -27,23 +42,17 @@ def finished(tmp_path):
         (folder / "config.yaml").write_text(
             "experiment: learning_rate\ndtype: float64\n"
         )
-        provenance = {
+        provenance = finished_origin() | {
             "command": ["__main__.py", *words, "--runs", "/somewhere"],
             "status": status,
             "wall_seconds": 12.34,
             "load_before": 0.0,
-            "started": "2026-01-02T03:04:05+00:00",
-            "git_commit": "0123456789",
-            "git_dirty": False,
-            "python": "3.11",
-            "versions": {"jax": "0.10.2"},
-            "device": ["cpu"],
-            "backend": "cpu",
         }
         (folder / "provenance.json").write_text(json.dumps(provenance))
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "records.jsonl").write_text(lines)
         (folder / "learning_rate.png").write_bytes(PNG)
+        (folder / "learning_rate-second.png").write_bytes(PNG)
         return folder
 
     return make
@@ -78,7 +87,8 @@ def test_a_run_becomes_a_record_a_section_and_a_figure(finished, configs):
     assert kept.command == "python -m experiments run configs/mine.yaml"
     assert kept.tables[0].rows[0] == {"T": 1, "x_error": 1 / 3, "name": "a|b"}
     assert kept.undisturbed
-    assert (configs / "figures" / "mine.png").read_bytes() == PNG
+    files = sorted(path.name for path in (configs / "figures").iterdir())
+    assert files == ["mine-learning_rate-second.png", "mine.png"]
     page = (configs / "RESULTS.md").read_text(encoding="utf-8")
     assert "| 1 | 0.3333 | a\\|b |" in page
     assert "12 s; float64, cpu; JAX 0.10.2, Python 3.11; commit 0123456, " in page
@@ -114,6 +124,80 @@ def test_a_second_run_replaces_the_first(finished, configs):
     (kept,) = records.read_all(configs)
     assert kept.tables[0].rows == [{"T": 7}]
     assert publish("--check", configs=configs) == 0
+
+
+def test_times_of_a_disturbed_run_are_left_out(finished, configs):
+    folder = finished(
+        [{"x": 1, "wall_seconds": 2.0, "step_ms": 3.0, "second_error": 4.0}]
+    )
+    path = folder / "provenance.json"
+    quiet = path.read_text()
+    path.write_text(quiet.replace('"load_before": 0.0', '"load_before": 1.7'))
+    assert publish(folder, configs=configs) == 0
+    (kept,) = records.read_all(configs)
+    assert kept.tables[0].rows == [{"x": 1, "second_error": 4.0}]
+    assert "while other work ran" in (configs / "RESULTS.md").read_text()
+    path.write_text(quiet)
+    assert publish(folder, configs=configs) == 0
+    (kept,) = records.read_all(configs)
+    assert kept.tables[0].rows[0]["step_ms"] == 3.0
+
+
+def test_a_sweep_is_kept_if_every_point_has_a_result(
+    configs, tmp_path, capsys, monkeypatch
+):
+    from experiments import tuned_rate
+
+    monkeypatch.setattr(tuned_rate, "figures", lambda records: {})
+
+    def sweep(status, count=2):
+        path = tmp_path / f"{status}{count}.sqlite"
+        with store.writing(path) as writer:
+            for index in range(count):
+                config = {"experiment": "tuned_rate", "seed": index, "dtype": "float64"}
+                found = {"T": 1, "eta_learned": 0.25, "eta_closed": 0.25, "loss": index}
+                found |= {"optimizer": "sgd", "relative_error": 1e-9}
+                origin = finished_origin() | {
+                    "command": ["__main__.py", "sweep", "s.yaml"]
+                }
+                writer.write(
+                    Row(
+                        str(index),
+                        "tuned_rate",
+                        config,
+                        status if index == 0 else "finished",
+                        None,
+                        [found],
+                        origin,
+                        0.5,
+                        1,
+                        f"2026-01-01T00:00:{index:02}",
+                    )
+                )
+        return path
+
+    assert publish(sweep("failed"), configs=configs) == 2
+    assert "1 of 2 points have no result" in capsys.readouterr().err
+    assert publish(sweep("finished"), configs=configs) == 0
+    (kept,) = records.read_all(configs)
+    assert (kept.name, kept.seconds) == ("s", 1.0)
+    assert kept.command == "python -m experiments sweep s.yaml"
+    assert [row["seed"] for row in kept.tables[0].rows] == [0, 1]
+    many = keeping.MAX_POINTS + 1
+    assert publish(sweep("finished", many), configs=configs) == 0
+    (kept,) = records.read_all(configs)
+    (seed,) = [row for row in kept.tables[0].rows if row["column"] == "seed"]
+    assert (seed["least"], seed["median"], seed["greatest"]) == (0, 30, 60)
+
+
+def test_a_headline_that_no_table_holds_is_a_fault(finished, configs, capsys):
+    assert publish(finished(ROWS), configs=configs) == 0
+    path = configs / "records" / "mine.json"
+    said = "largest x error 0.3333"
+    assert said in path.read_text()
+    path.write_text(path.read_text().replace(said, "largest x error 1e-9"))
+    assert publish("--check", configs=configs) == 1
+    assert "headline" in capsys.readouterr().err
 
 
 def test_only_a_finished_run_is_kept(finished, configs, capsys):
@@ -183,7 +267,7 @@ def test_the_gallery_shows_every_record(finished, configs, tmp_path):
     (kept,) = records.read_all(configs)
     for part in (kept.command, kept.headline, "Which learning rate is best", "12 s"):
         assert part in text
-    assert len(re.findall(r'<img src="data:image/png;base64,', text)) == 1
+    assert len(re.findall(r'<img src="data:image/png;base64,', text)) == 2
     (configs / "figures" / "mine.png").unlink()
     with pytest.raises(ConfigError, match=r"mine\.png"):
         write_gallery(out, configs)

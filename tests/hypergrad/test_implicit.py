@@ -1,5 +1,7 @@
 """`Implicit`: the derivative of the minimum, and how far it can be trusted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,18 +9,14 @@ import pytest
 
 import metalr
 from metalr import Implicit, Unrolled, hypergradient
+from tests.helpers import assert_near
 
 # Solves to this residual, of systems with a condition number below 100.
 TIGHT = {"iterations": 200, "rtol": 1e-13}
 RTOL = 1e-10
 
 
-def assert_close(actual, expected, rtol=RTOL):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == e.shape
-        error = jnp.max(jnp.abs(a - e))
-        assert error <= rtol * jnp.max(jnp.abs(e)), f"{a} and {e} differ by {error}"
+assert_close = functools.partial(assert_near, rtol=RTOL)
 
 
 def data(key, n=12, d=4):

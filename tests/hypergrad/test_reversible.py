@@ -1,5 +1,7 @@
 """`Reversible`: momentum in fixed point, run back to its start bit for bit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import metalr
 from metalr import Forward, Reversible, Unrolled, hypergradient, per_step
 from metalr.hypergrad import _exact, reversible
 from metalr.hypergrad._exact import WORDS, Buffer, fraction, multiply, schedule
+from tests.helpers import assert_near
 
 FLOAT32, FLOAT64 = WORDS[jnp.dtype("float32")], WORDS[jnp.dtype("float64")]
 
@@ -41,13 +44,7 @@ def problem(key, dtype="float64", n=12, d=4):
 HYPER = {"rate": 0.004, "momentum": 0.9, "decay": 0.1}
 
 
-def assert_close(actual, expected, rtol=RTOL):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == e.shape
-        assert a.dtype == e.dtype
-        error = jnp.max(jnp.abs(a - e))
-        assert error <= rtol * jnp.max(jnp.abs(e)), f"{a} and {e} differ by {error}"
+assert_close = functools.partial(assert_near, rtol=RTOL)
 
 
 def reversed_exactly(result):

@@ -1,5 +1,7 @@
 """`Truncated`: the last K steps, exact for the surrogate and biased as predicted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,6 +9,7 @@ import pytest
 
 import metalr
 from metalr import Reverse, Truncated, Unrolled, hypergradient, per_step
+from tests.helpers import assert_near
 
 # A few operations a step in float64: only the order of summation differs.
 RTOL = 1e-12
@@ -28,13 +31,7 @@ def ridge(X, t):
     return loss
 
 
-def assert_close(actual, expected, rtol=RTOL, atol=0.0):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == e.shape
-        error = jnp.max(jnp.abs(a - e), initial=0.0)
-        bound = rtol * jnp.max(jnp.abs(e), initial=0.0) + atol
-        assert error <= bound, f"{a} and {e} differ by {error}"
+assert_close = functools.partial(assert_near, rtol=RTOL)
 
 
 @pytest.mark.parametrize(("steps", "last"), [(1, 1), (7, 1), (7, 3), (12, 11)])

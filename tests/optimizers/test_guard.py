@@ -131,7 +131,7 @@ def test_forward_mode_passes_a_while_loop():
 
 
 def test_the_second_derivative_survives_a_scan_in_every_mode():
-    # JAX drops custom_jvp rules from a scan that it linearizes; see `_singular`.
+    # JAX drops custom_jvp rules from a scan that it linearizes; see `_poles`.
     root = guarded(jnp.sqrt)
 
     def function(x):

@@ -25,6 +25,42 @@ def test_constant_rates_are_the_constant_optimizer():
     assert_close(summed, jax.grad(constant)(floats), rtol=1e-11)
 
 
+def mixed(over, steps=5):
+    make = lambda h: optax.sgd(h["learning_rate"], h["momentum"])
+    return metalr.Unrolled(
+        least_squares(X, T),
+        metalr.per_step(make, over=over),
+        jnp.zeros(8),
+        steps=steps,
+    )
+
+
+RATES_ALONE = {"learning_rate": True, "momentum": False}
+
+
+@pytest.mark.parametrize("engine", [metalr.Reverse(), metalr.Reverse(checkpoints=2)])
+def test_per_step_rates_beside_a_shared_momentum(engine):
+    """The shared leaf's derivative is the sum of those of its copies."""
+    rates = jnp.linspace(0.05, 0.15, 5)
+    shared = {"learning_rate": rates, "momentum": jnp.array(0.8)}
+    copied = {"learning_rate": rates, "momentum": jnp.full(5, 0.8)}
+    value, grad, *_ = metalr.hypergradient(mixed(RATES_ALONE), shared, engine)
+    expected = metalr.hypergradient(mixed(True), copied)
+    assert_close(value, expected.value, rtol=1e-14)
+    summed = {**expected.grad, "momentum": jnp.sum(expected.grad["momentum"])}
+    assert_close(grad, summed, rtol=1e-11)
+
+
+def test_over_is_a_prefix_of_bools_and_only_marked_leaves_need_the_length():
+    short = {"learning_rate": jnp.full(4, 0.1), "momentum": jnp.array(0.8)}
+    with pytest.raises(ValueError, match=r"'learning_rate'\] has shape \(4,\)"):
+        mixed(RATES_ALONE)(short)
+    with pytest.raises(ValueError, match=r"over = .* is not a prefix of hyper"):
+        mixed({"rate": True})(short)
+    with pytest.raises(ValueError, match="over has the entry 1"):
+        mixed({"learning_rate": 1, "momentum": False})
+
+
 def test_the_last_rate_moves_only_the_last_step():
     objective = metalr.Unrolled(
         least_squares(X, T), metalr.per_step(optax.sgd), jnp.zeros(8), steps=4

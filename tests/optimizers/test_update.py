@@ -9,6 +9,7 @@ import optax
 import pytest
 from optax import contrib
 
+import metalr
 from metalr.optimizers.guard import guard
 from metalr.optimizers.update import as_arrays, is_transformation, standard, update
 from tests.helpers import assert_close, finite_difference
@@ -201,3 +202,43 @@ def test_what_is_no_transformation_is_refused():
     assert not is_transformation(optax.MultiSteps)
     with pytest.raises(ValueError, match=r"optimizer = 0\.1 must be"):
         standard(0.1)
+
+
+REFUSED = {
+    "a peak": lambda h: optax.warmup_cosine_decay_schedule(0.0, h, 2, 4),
+    "a peak of several": lambda h: optax.sgdr_schedule(
+        [{"init_value": 0.0, "peak_value": h, "decay_steps": 2, "warmup_steps": 1}] * 2
+    ),
+    "a decay rate": lambda h: optax.exponential_decay(0.1, 2, h),
+    "a factor": lambda h: optax.piecewise_constant_schedule(0.1, {2: h}),
+}
+
+
+def scheduled(schedule):
+    return metalr.Unrolled(
+        lambda w, h, b: loss(w), lambda h: optax.sgd(schedule(h)), START, steps=4
+    )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_schedule_that_optax_cannot_trace_is_told_how_it_is_written(name):
+    with pytest.raises(ValueError, match="Learn a factor of a schedule"):
+        jax.grad(scheduled(REFUSED[name]))(0.1)
+
+
+WRITTEN = {
+    "a peak": lambda h: (
+        lambda count: h * optax.warmup_cosine_decay_schedule(0.0, 1.0, 2, 4)(count)
+    ),
+    "a decay rate": lambda h: lambda count: 0.1 * h ** (count / 2),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_written_as_the_error_says_it_is_the_schedule_of_optax(name):
+    written, optax_own = WRITTEN[name](0.3), REFUSED[name](0.3)
+    for count in range(5):
+        assert_close(written(count), optax_own(count), rtol=1e-12, atol=1e-15)
+    L = scheduled(WRITTEN[name])
+    rate = jnp.array(0.3)
+    assert_close(jax.grad(L)(rate), finite_difference(L, rate), rtol=1e-6)

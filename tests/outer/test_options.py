@@ -57,6 +57,16 @@ def test_a_step_too_short_to_be_seen_is_not_convergence():
     assert not learned.converged
 
 
+def test_a_rate_that_begins_at_zero_is_not_convergence():
+    """The first update is 0, but the optimizer's state goes on."""
+    warm = optax.sgd(optax.linear_schedule(0.0, 0.2, 3))
+    learned = metalr.learn(
+        lambda h: (h - 2.0) ** 2, 0.5, outer_optimizer=warm, steps=200
+    )
+    assert int(learned.steps) > 10
+    assert_close(learned.hyper, jnp.array(2.0), rtol=1e-6)
+
+
 SETS = {  # and the nearest point of each to (2, −1, 0.3), by hand
     "box": (lambda h: projections.projection_box(h, -0.5, 1.0), [1.0, -0.5, 0.3]),
     "simplex": (projections.projection_simplex, [1.0, 0.0, 0.0]),

@@ -1,5 +1,10 @@
 """Accounting against what is known in closed form; planning within a limit."""
 
+import dataclasses
+import importlib
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,7 +12,9 @@ import pytest
 
 import metalr
 from metalr import profiling
+from metalr.hypergrad import facts
 from metalr.problems import least_squares
+from metalr.tasks import Each, Mean
 from tests.helpers import regression
 
 STATE = 20_000
@@ -70,7 +77,7 @@ def test_the_exponents_of_growth_are_1_and_one_half_and_0():
 
 def test_an_engine_that_refuses_is_a_row_and_a_large_program_is_not_run():
     table = profiling.growth(
-        lambda steps: lambda h: jnp.sum(h**2),  # pyright: ignore[reportArgumentType]
+        lambda steps: lambda h: jnp.sum(h**2),
         [2],
         0.1,
         [metalr.Mixed()],
@@ -121,7 +128,10 @@ def test_a_plan_that_cannot_be_kept_says_how_little_would_do():
 def test_costs_can_be_measured_on_a_shortened_problem():
     rates = jnp.full(12, 0.1)
     objective = large(12, metalr.per_step(optax.sgd))
-    found = profiling.plan(objective, rates, memory_limit="1GB", measure=3)
+    engines = [metalr.Reverse(), metalr.Mixed(), metalr.Reverse(checkpoints=2)]
+    found = profiling.plan(
+        objective, rates, memory_limit="1GB", measure=3, engines=engines
+    )
     assert all(candidate.cost > 0.0 for candidate in found.candidates)
 
 
@@ -136,6 +146,202 @@ def test_planning_runs_nothing():
     profiling.plan(objective, 0.1, memory_limit="1GB")
     jax.effects_barrier()
     assert not calls
+
+
+def test_a_limit_that_is_met_exactly_fits():
+    rates = jnp.full(64, 0.1)
+    objective = large(64, metalr.per_step(optax.sgd))
+    many, few = engines = [metalr.Reverse(checkpoints=n) for n in (10, 8)]
+    for engine in (many, few):
+        exact = profiling.memory(objective, rates, engine).temp_bytes
+        found = profiling.plan(objective, rates, memory_limit=exact, engines=[engine])
+        assert found.engine == engine
+        assert found.temp_bytes == exact
+    exact = profiling.memory(objective, rates, few).temp_bytes
+    found = profiling.plan(objective, rates, memory_limit=exact, engines=engines)
+    assert found.engine == few
+    assert [c.engine for c in found.candidates if c.compiled] == [many, few]
+    with pytest.raises(ValueError, match=f"the least is {exact} bytes"):
+        profiling.plan(objective, rates, memory_limit=exact - 1, engines=engines)
+
+
+def test_a_plan_compiles_a_few_programs_whatever_the_horizon(monkeypatch):
+    compiled = []
+    planning = importlib.import_module("metalr.profiling.plan")
+    program_of = planning.program_of
+
+    def counted(objective, hyper, engine):
+        compiled.append(engine)
+        return program_of(objective, hyper, engine)
+
+    monkeypatch.setattr(planning, "program_of", counted)
+    for steps in (50, 5000):
+        compiled.clear()
+        objective = large(steps, metalr.per_step(optax.sgd))
+        limit = 24 * 8 * STATE
+        found = profiling.plan(objective, jnp.full(steps, 0.1), memory_limit=limit)
+        assert found.temp_bytes <= limit
+        assert len(compiled) <= 3, compiled
+        engines: list[Any] = [c.engine for c in found.candidates]
+        states = {e.checkpoints for e in engines if isinstance(e, metalr.Mixed)}
+        assert None in states
+        assert len(states) > 2  # at every size that comes before the one chosen
+
+
+@jax.custom_vjp
+def back_only(x):
+    return jnp.sin(x)
+
+
+back_only.defvjp(lambda x: (jnp.sin(x), jnp.cos(x)), lambda cos, bar: (cos * bar,))
+
+
+def test_a_plan_passes_over_engines_that_refuse():
+    # F8: a custom_vjp has no forward rule.
+    loss = lambda w, h, b: jnp.sum(back_only(w) ** 2)
+    objective = metalr.Unrolled(loss, optax.sgd, jnp.ones(STATE), steps=30)
+    free = profiling.plan(objective, 0.1, memory_limit="1GB")
+    assert free.engine == metalr.Reverse()
+    refused = {c.engine: c.note for c in free.candidates if c.note}
+    assert "custom_vjp" in refused[metalr.Forward()]
+    tight = profiling.plan(objective, 0.1, memory_limit=16 * 8 * STATE)
+    assert isinstance(tight.engine, metalr.Reverse)
+    assert tight.engine.checkpoints is not None
+    exact = jax.grad(objective)(0.1)
+    found = metalr.hypergradient(objective, 0.1, tight.engine)
+    assert abs(found.grad - exact) <= 1e-12 * abs(exact)
+    with pytest.raises(ValueError, match=r"every engine refuses.*custom_vjp"):
+        profiling.plan(objective, 0.1, memory_limit="1GB", engines=[metalr.Forward()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Frugal:
+    """An engine of one's own: forward mode under another name and other claims."""
+
+    price: float
+    exact = True
+
+    def __call__(self, objective, hyper):
+        return metalr.Forward()(objective, hyper)
+
+    def cost(self, objective, hyper):
+        return self.price
+
+    def kept_bytes(self, objective, hyper):
+        return 0
+
+
+def silent(objective, hyper):
+    """One that says nothing of itself."""
+    return metalr.Forward()(objective, hyper)
+
+
+def test_an_engine_of_ones_own_is_planned_by_what_it_says():
+    def chosen(*engines):
+        return profiling.plan(large(8), 0.1, memory_limit="1GB", engines=engines).engine
+
+    assert chosen(metalr.Forward(), Frugal(1.0)) == Frugal(1.0)
+    assert chosen(metalr.Forward(), Frugal(9.0)) == metalr.Forward()
+    assert chosen(silent, metalr.Reverse()) == metalr.Reverse()
+    assert chosen(silent) == silent
+    assert profiling.memory(large(8), 0.1, Frugal(1.0)).predicted_bytes is not None
+    assert profiling.memory(large(8), 0.1, silent).predicted_bytes is None
+    assert facts.is_exact(Frugal(1.0), large(8))
+
+
+def momentum(steps):
+    loss = lambda params, hyper, batch: jnp.sum(params**2)
+    sgd = lambda h: optax.sgd(h, 0.9)
+    return metalr.Unrolled(loss, sgd, jnp.ones(STATE), steps=steps)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        metalr.Forward(),
+        metalr.Reverse(),
+        metalr.Mixed(),
+        metalr.Mixed(checkpoints=8),
+        metalr.Truncated(last=20),
+        metalr.Reversible(),
+        metalr.EvolutionStrategies(0.01, 4, 0),
+    ],
+    ids=str,
+)
+def test_what_an_engine_says_that_it_keeps_is_not_more_than_it_needs(engine):
+    objective = momentum(60)
+    kept = facts.kept_bytes(engine, objective, jnp.asarray(0.1))
+    assert kept is not None
+    assert 0 < kept <= profiling.memory(objective, 0.1, engine).temp_bytes
+    assert facts.cost(engine, objective, jnp.asarray(0.1)) > 1.0
+
+
+def test_reversible_keeps_bits_in_proportion_to_the_steps():
+    engine = metalr.Reversible()
+    kept = [
+        engine.kept_bytes(momentum(steps), jnp.asarray(0.1)) for steps in (100, 1000)
+    ]
+    assert kept[0] == math.ceil(100 * math.log2(1 / 0.9) / 8) * STATE
+    assert abs(kept[1] / kept[0] - 10.0) < 0.1
+
+
+def test_truncated_is_exact_where_it_leaves_nothing_out():
+    assert facts.is_exact(metalr.Truncated(last=5), quadratic(5))
+    assert not facts.is_exact(metalr.Truncated(last=4), quadratic(5))
+    assert not facts.is_exact(metalr.Implicit(), quadratic(5))
+    assert not facts.is_exact(metalr.EvolutionStrategies(0.1, 2, 0), quadratic(5))
+
+
+def test_a_mean_of_tasks_is_measured_and_planned():
+    X, t = regression(6, 2000)
+    tasks = [
+        metalr.Unrolled(
+            least_squares(X, t + i),
+            metalr.per_step(optax.sgd),
+            jnp.zeros(2000),
+            steps=32,
+        )
+        for i in range(3)
+    ]
+    mean, rates = Mean(tasks), jnp.full(32, 0.1)
+    state = 3 * 8 * 2000
+    engine = Each(metalr.Mixed())
+    found = profiling.memory(mean, rates, engine)
+    assert found.state_bytes == 3 * (8 * 2000 + 4)
+    assert found.predicted_bytes is not None
+    assert abs(found.temp_bytes - found.predicted_bytes) <= 3 * state
+    tight = profiling.plan(mean, rates, memory_limit=20 * state)
+    assert isinstance(tight.engine, Each)
+    assert tight.engine.engine.checkpoints is not None
+    assert tight.temp_bytes <= 20 * state
+    gradient = metalr.hypergradient(mean, rates, tight.engine).grad
+    assert jnp.allclose(gradient, jax.grad(mean)(rates), rtol=1e-10)
+    free = profiling.plan(Mean(tasks), rates, memory_limit="1GB")
+    assert free.engine == metalr.Reverse()
+
+
+def test_a_rollout_is_measured_and_planned_like_any_run():
+    def step(state, hyper, x):
+        return state - hyper * jnp.sin(state) + x, None
+
+    def end(state, hyper):
+        return jnp.sum(state**2)
+
+    start, inputs = jnp.ones(STATE), jnp.zeros(40)
+    rollout = metalr.Rollout(step, start, steps=40, value=end, inputs=inputs)
+    found = profiling.memory(rollout, 0.1, metalr.Mixed())
+    assert found.state_bytes == 8 * STATE
+    assert found.predicted_bytes is not None
+    assert abs(found.temp_bytes - found.predicted_bytes) <= found.state_bytes
+    limit = 8 * 8 * STATE
+    assert profiling.plan(rollout, 0.1, memory_limit=limit).engine == metalr.Forward()
+    half = rollout.continued(rollout.run(0.1).state, 20)
+    assert profiling.memory(half, 0.1, None).state_bytes == 8 * STATE
+
+
+def test_any_scalar_function_can_be_planned():
+    found = profiling.plan(lambda h: jnp.sum(h**2), 0.1, memory_limit="1MB")
+    assert found.engine == metalr.Forward()
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,15 @@ def relu(x):  # the name and the value of JAX's, not its rule
 relu.defjvp(lambda p, t: (jax.nn.relu(p[0]), t[0]))
 
 
+def _same_value(x):
+    return jnp.maximum(x, 0)
+
+
+_same_value.__name__ = "relu"
+same_value = jax.custom_jvp(jax.jit(_same_value))
+same_value.defjvp(lambda p, t: (jax.nn.relu(p[0]), t[0]))
+
+
 def shifted(x, function):
     return function(x, stop(x))
 
@@ -58,6 +67,10 @@ TRUE = {
         optax.softmax_cross_entropy_with_integer_labels(x, LABELS)
     ),
     "attention": lambda x: jnp.sum((jax.nn.softmax(x @ x.T) @ x) ** 2),
+    "example by example": lambda x: jnp.sum(
+        jax.vmap(lambda r: jax.nn.softmax(jax.nn.relu(r)) @ jax.nn.softplus(r))(x)
+    ),
+    "number by number": lambda x: jnp.sum(jax.vmap(jax.vmap(jax.nn.relu))(x) ** 2),
     "checkpoint": lambda x: jnp.sum(jax.checkpoint(jax.nn.softmax)(x) ** 2),
     "scan": lambda x: jax.lax.scan(
         lambda c, row: (c + jax.nn.logsumexp(row + c), None), 0.0, x
@@ -111,6 +124,13 @@ OTHERS = {
         lambda x: shifted(x[0, 0], lambda u, c: jnp.sum(x - c) + c),
         "stop_gradient",
     ),
+    "sums of powers": (
+        lambda x: shifted(
+            x, lambda x, c: jnp.sum(jnp.exp(x - c)) * jnp.sum(jnp.exp(c))
+        ),
+        "stop_gradient",
+    ),
+    "two shifts": (lambda x: jnp.sum(x - stop(x) + stop(x**2)), "stop_gradient"),
     "another row's shift": (
         lambda x: shifted(
             x, lambda x, c: jnp.sum(jnp.exp(x - c) * jnp.exp(jnp.flip(c, 0)))
@@ -134,6 +154,7 @@ OTHERS = {
     "reversal": (lambda x: jnp.sum(reversed_gradient(x)), "custom_vjp_call"),
     "a rule": (lambda x: jnp.sum(straight_through(x)), "custom_jvp_call"),
     "only the name": (lambda x: jnp.sum(relu(x)), "custom_jvp_call"),
+    "only name and value": (lambda x: jnp.sum(same_value(x)), "custom_jvp_call"),
     "deep down": (
         lambda x: jax.lax.scan(
             jax.checkpoint(lambda c, row: (jax.jit(reversed_gradient)(c + row), None)),
@@ -219,3 +240,17 @@ def test_drift_of_jax_own_functions(name):
     arguments = [X, 2.0 * X] if name == "logaddexp" else [X]
     eqn = jax.make_jaxpr(own)(*arguments).jaxpr.eqns[-1]
     assert known_function(eqn) == name
+
+
+def test_the_value_of_a_call_is_not_enough_to_know_it():
+    calls = [jax.make_jaxpr(f)(X).jaxpr.eqns[-1] for f in (jax.nn.relu, same_value)]
+    own, other = (eqn.params["call_jaxpr"] for eqn in calls)
+    assert same_program(own, other)
+    assert known_function(calls[1]) is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_softmax_in_short_floats_is_known_too(dtype):
+    x = X.astype(dtype)
+    assert found(lambda x: jnp.sum(jax.nn.softmax(x) ** 2), x) == ()
+    assert found(lambda x: jnp.sum(jax.nn.logsumexp(jax.nn.relu(x), 1)), x) == ()

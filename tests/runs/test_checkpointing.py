@@ -15,8 +15,7 @@ from hypothesis import given, settings, strategies as st
 import metalr
 from metalr.hypergrad.binomial import forward_steps, schedule
 from metalr.runs.checkpointing import branching
-from tests.helpers import assert_close
-from tests.runs.test_unrolled import OPTIMIZERS, network, network_loss
+from tests.helpers import OPTIMIZERS, assert_close, network, network_loss
 
 
 @functools.cache
@@ -182,13 +181,29 @@ def test_mixed_with_all_states_can_be_differentiated_in_reverse_mode_too():
 
 
 def test_optimizers_that_use_the_loss_value_are_reversed_through_it():
+    """Polyak's rate, scaling · ℓ/‖∇ℓ‖², below its cap of 1000."""
     params, batches = network(4)
-    objective = metalr.Unrolled(
-        network_loss, optax.polyak_sgd, params, steps=4, batches=batches
-    )
-    expected = metalr.hypergradient(objective, 0.05)
-    found = metalr.hypergradient(objective, 0.05, metalr.Reverse(checkpoints=2))
-    assert_close(found, expected, rtol=1e-10)
+
+    def polyak(scaling, seen=lambda value: value):
+        inner = optax.polyak_sgd(1e3, scaling=scaling)
+
+        def update(updates, state, params=None, *, value, **extra):
+            return inner.update(updates, state, params, value=seen(value), **extra)
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    def objective(seen):
+        optimizer = lambda scaling: polyak(scaling, seen)
+        return metalr.Unrolled(
+            network_loss, optimizer, params, steps=4, batches=batches
+        )
+
+    expected = metalr.hypergradient(objective(lambda value: value), 0.05)
+    for engine in (metalr.Reverse(checkpoints=2), metalr.Mixed()):
+        found = metalr.hypergradient(objective(lambda value: value), 0.05, engine)
+        assert_close(found, expected, rtol=1e-10)
+    dropped = metalr.hypergradient(objective(jax.lax.stop_gradient), 0.05)
+    assert abs(dropped.grad / expected.grad - 1.0) > 1e-3
 
 
 @pytest.mark.parametrize(

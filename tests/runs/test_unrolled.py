@@ -10,42 +10,17 @@ import pytest
 import metalr
 from metalr.problems import least_squares
 from metalr.theory import Quadratic
-from tests.helpers import assert_close, finite_difference, python_loop, regression
+from tests.helpers import (
+    OPTIMIZERS,
+    assert_close,
+    finite_difference,
+    network,
+    network_loss,
+    python_loop,
+    regression,
+)
 
 RATE = {"rate": 0.05}
-OPTIMIZERS = {
-    "sgd": lambda h: optax.sgd(h["rate"]),
-    "momentum": lambda h: optax.sgd(h["rate"], momentum=0.9),
-    "nesterov": lambda h: optax.sgd(h["rate"], momentum=0.9, nesterov=True),
-    "adam": lambda h: optax.adam(h["rate"]),
-    "rmsprop": lambda h: optax.rmsprop(h["rate"]),
-    "adagrad": lambda h: optax.adagrad(h["rate"]),
-    "chain": lambda h: optax.chain(
-        optax.clip_by_global_norm(0.5),
-        optax.add_decayed_weights(0.1),
-        optax.sgd(h["rate"]),
-    ),
-}
-
-
-def network_loss(params, hyper, batch):
-    x, y = batch
-    hidden = jnp.tanh(x @ params["in"] + params["bias"])
-    return jnp.mean((hidden @ params["out"] - y) ** 2)
-
-
-def network(steps):
-    keys = jax.random.split(jax.random.key(1), 5)
-    params = {
-        "in": 0.5 * jax.random.normal(keys[0], (3, 4)),
-        "bias": 0.1 * jax.random.normal(keys[1], (4,)),
-        "out": jax.random.normal(keys[2], (4,)),
-    }
-    batches = (
-        jax.random.normal(keys[3], (steps, 6, 3)),
-        jax.random.normal(keys[4], (steps, 6)),
-    )
-    return params, batches
 
 
 def quadratic(steps, dtype=jnp.float64):
