@@ -38,10 +38,10 @@ clipped.defvjp(lambda x: (x, None), lambda _, t: (jnp.clip(t, -0.3, 0.3),))
 
 RULES = {
     "gradient reversal": reversal,
-    "straight through": lambda x, h: straight_through(3.0 * x) / 3.0,
-    "clipped backward": lambda x, h: clipped(x),
+    "straight through": lambda x, h: straight_through(3.0 * x * h) / 3.0,
+    "clipped backward": lambda x, h: clipped(x * h),
     "stop_gradient": lambda x, h: jax.lax.stop_gradient(x) * h + x,
-    "target": lambda x, h: x - jax.lax.stop_gradient(jnp.roll(x, 1) * h),
+    "target": lambda x, h: x - jax.lax.stop_gradient(jnp.roll(x, 1)) * h,
 }
 ENGINES = [metalr.Mixed(), metalr.Reverse(checkpoints=2), metalr.Reverse()]
 MAKE = lambda h: optax.sgd(0.1, 0.9)
