@@ -11,13 +11,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import CancelledError
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from experiments._command.config import ConfigError
 from experiments._store import store
+from experiments._sweep import cluster
 from experiments._sweep.greeting import check_greeting
+from experiments._sweep.jobs import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -434,6 +438,53 @@ def test_workers_started_by_hand_serve_a_sweep_and_may_be_lost_with_their_node(d
         output, _ = sweep.communicate(timeout=120)
         assert sweep.returncode == 1, output
         assert "its worker has not answered for 5 s" in str(driver.rows()[-1].error)
+
+
+class Forgetful:
+    """A client of Dask whose futures are cancelled before they are fetched."""
+
+    def __init__(self, losses, status):
+        self.losses, self.status, self.scheduler = losses, status, Mock()
+        self.sync = lambda ask, **options: {}
+
+    def submit(self, function, job, limit, **options):
+        lost = self.losses > 0
+        self.losses -= 1
+        future = Mock(status="cancelled" if lost else "finished")
+        future.result = Mock(side_effect=[CancelledError() if lost else ["outcome"]])
+        future.add_done_callback = lambda callback: callback(future)
+        return future
+
+
+@pytest.mark.parametrize(
+    ("losses", "status", "expected"),
+    [
+        (0, "closed", ["outcome"]),
+        (1, "running", ["outcome"]),
+        (4, "running", ["outcome"]),
+        (5, "running", "lost with a worker 5 times"),
+        (1, "closed", ConfigError),
+    ],
+)
+def test_lost_results_are_asked_for_again_and_a_lost_scheduler_is_an_error(
+    losses, status, expected
+):
+    flight = cluster._Flight(Forgetful(losses, status), time_limit=None)
+    flight.send(Job("module", "code", ("key",), ({},)))
+    found = []
+    if expected is ConfigError:
+        with pytest.raises(
+            ConfigError, match=r"scheduler was lost \(the client is clo"
+        ):
+            list(flight.arrivals())
+        return
+    while flight.jobs:
+        found += flight.arrivals()
+    if isinstance(expected, str):
+        assert [(one.key, one.status) for one in found] == [("key", "failed")]
+        assert expected in found[0].error
+    else:
+        assert found == expected
 
 
 def test_each_worker_has_keys_and_a_gpu_of_its_own_where_there_are_several(driver):
