@@ -136,7 +136,10 @@ def test_a_run_has_the_metrics_of_every_step():
 
 def test_a_continued_run_ends_where_the_whole_one_does():
     whole = unrolled()
-    middle = unrolled(steps=1, batches=(X[:1], Y[:1])).run(HYPER).state
+    first = metalr.Unrolled(
+        loss, optimizer, START, steps=1, batches=(X[:1], Y[:1]), model_state=STATE
+    )
+    middle = first.run(HYPER).state
     rest = whole.continued(middle, 1)
     assert_close(rest(HYPER), whole(HYPER), rtol=1e-12)
     assert_close(
@@ -208,15 +211,22 @@ def test_schedule_free_weights_are_judged_by_the_average_of_the_optimizer():
 
 
 def bad_calls():
-    plain = lambda p, h, b: 0.0 * p["b"]
+    of = lambda loss, **options: metalr.Unrolled(
+        loss, lambda h: optax.sgd(h["rate"]), START, steps=1, **options
+    )
+    pair = lambda p, h, b: (p["b"], {})
+    scalar = lambda p, h, b, s: p["b"]
+    wider = lambda p, h, b, s: (p["b"], {**s, "mean": jnp.zeros((1, 3))})
+    other = lambda p, h, b, s: (p["b"], {"mean": s["mean"]})
     return {
-        "model_state, with which": lambda: unrolled(model_state=None)(HYPER),
-        "must return .scalar, new_model_state": lambda: unrolled(
-            model_state=STATE
-        ).__class__(plain, optimizer, START, steps=1, model_state=STATE)(HYPER),
-        r"model_state\['mean'\] came into the loss": lambda: unrolled(
-            model_state={**STATE, "mean": jnp.zeros((1, 3))}
+        "goes into model_state, with which": lambda: of(pair)(HYPER),
+        "must return .scalar, new_model_state": lambda: of(scalar, model_state=STATE)(
+            HYPER
+        ),
+        r"model_state\['mean'\] came into the loss": lambda: of(
+            wider, model_state=STATE
         )(HYPER),
+        "a model_state of structure": lambda: of(other, model_state=STATE)(HYPER),
         "must be steps \\+ 1 = 5 floats": lambda: unrolled(outer_weights=jnp.ones(4)),
         "microbatch = 2 with model_state": lambda: unrolled(microbatch=2),
         "a list of length 4 = steps": lambda: unrolled(batches=[X[0]] * 4),
