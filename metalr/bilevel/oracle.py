@@ -19,14 +19,12 @@ class Oracle(NamedTuple):
     minibatches: int
 
 
-def oracle(
-    loss: Loss | Any, data: Any = None, *, size: int | Any | None = None
-) -> Oracle:
+def oracle(loss: Any, data: Any = None, *, size: int | Any | None = None) -> Oracle:
     """The mean of a loss over minibatches of data.
 
-    For sampling of another kind make an `Oracle` by hand: any traceable function `index
-    -> batch` with `index` from 0 to `minibatches` - 1 (data augmented with a key that is
-    folded with the index, say).
+    For sampling of another kind make an `Oracle` by hand: `batches` is any traceable
+    function `index -> batch`, with `index` from 0 to `minibatches` - 1 (data augmented
+    by a key that is folded with the index, say).
 
     Args:
         loss: `loss(params, hyper, batch) -> scalar`, a mean over the rows of the batch.
@@ -46,15 +44,14 @@ def oracle(
         >>> print(inner.minibatches, inner.batches(1))
         3 [2. 3.]
     """
-    given: Any = loss
-    if not callable(given):
+    if not callable(loss):
         msg = f"loss = {loss!r} must be a function loss(params, hyper, batch)"
         raise ValueError(msg)
     if data is None:
         if size is not None:
             msg = f"size = {size!r} without data: there is nothing to split"
             raise ValueError(msg)
-        return Oracle(given, lambda _: None, 1)
+        return Oracle(loss, lambda _: None, 1)
     rows = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(rows) != 1 or () in rows:
         msg = (
@@ -64,14 +61,14 @@ def oracle(
         raise ValueError(msg)
     ((n,),) = rows
     if size is None:
-        return Oracle(given, lambda _: data, 1)
+        return Oracle(loss, lambda _: data, 1)
     size = int_at_least(size, "size", 1, note=", or None")
     if n % size:
         msg = f"size = {size} does not divide the {n} rows: drop {n % size} of them"
         raise ValueError(msg)
     split = lambda x: jnp.reshape(x, (n // size, size, *jnp.shape(x)[1:]))
     blocks = jax.tree.map(split, data)
-    return Oracle(given, lambda i: jax.tree.map(lambda x: x[i], blocks), n // size)
+    return Oracle(loss, lambda i: jax.tree.map(lambda x: x[i], blocks), n // size)
 
 
 class InnerProducts(NamedTuple):
