@@ -7,6 +7,7 @@
 
 from . import (
     bias as bias,
+    bilevel as bilevel,
     convexity as convexity,
     convnet as convnet,
     graph as graph,

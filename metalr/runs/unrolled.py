@@ -157,7 +157,7 @@ class Unrolled(Unroll):
     optimizer: Optimizer
     params: Any
     _: dataclasses.KW_ONLY
-    steps: int
+    steps: int | Any  # NumPy's integers as well
     batches: Any = None
     outer_loss: OuterLoss | None = None
     checkpoints: int | None = None
