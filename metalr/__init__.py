@@ -28,6 +28,7 @@ recipes, your own model, limits.
 
 from . import (
     bias as bias,
+    bilevel as bilevel,
     convexity as convexity,
     convnet as convnet,
     graph as graph,
