@@ -39,8 +39,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         A function that computes the same, compiled, and composes with every
         transformation as `jax.jit` of it would.
     """
-    programs: OrderedDict[Hashable, tuple[Any, list[Any]]] = OrderedDict()
-    calls = _Calls()
+    programs, calls = _Kept(), _Calls()
 
     def program() -> Any:
         """A function of its own: what JAX caches by it goes with it."""
@@ -55,16 +54,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **static: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
-        seen: list[Any] = []
-        key = identity((structure, static), seen)
-        if key in programs:
-            programs.move_to_end(key)
-        else:
-            forget = lambda _: programs.pop(key, None)
-            programs[key] = program(), [weakref.ref(held, forget) for held in seen]
-            if len(programs) > _MOST:
-                programs.popitem(last=False)
-        run, _ = programs[key]
+        run = programs.of((structure, static), program)
         calls.stack.append((structure, static))
         try:
             return run(leaves)
@@ -72,6 +62,39 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             calls.stack.pop()
 
     return call
+
+
+def once(function: Callable[..., None]) -> Callable[..., None]:
+    """A check of pytrees that is made once for each form, shapes and dtypes of them."""
+    checked = _Kept()
+
+    @functools.wraps(function)
+    def call(*args: Any) -> None:
+        leaves, structure = jax.tree.flatten(args)
+        kinds = [(np.shape(leaf), str(getattr(leaf, "dtype", ""))) for leaf in leaves]
+        checked.of((structure, kinds), lambda: function(*args))
+
+    return call
+
+
+class _Kept:
+    """What was made for static values, as long as all that they refer to lives."""
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[Hashable, tuple[Any, list[Any]]] = OrderedDict()
+
+    def of(self, value: Any, make: Callable[[], Any]) -> Any:
+        """That of an equal value, or made now."""
+        seen: list[Any] = []
+        key, entries = identity(value, seen), self.entries
+        if key in entries:
+            entries.move_to_end(key)
+        else:
+            forget = lambda _: entries.pop(key, None)
+            entries[key] = make(), [weakref.ref(held, forget) for held in seen]
+            if len(entries) > _MOST:
+                entries.popitem(last=False)
+        return entries[key][0]
 
 
 class _Calls(threading.local):

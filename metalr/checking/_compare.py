@@ -1,7 +1,7 @@
 """One check: every way to the hypergradient is tried, then judged in one pass."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -269,7 +269,8 @@ def _pull_back_row(problem: Problem) -> list[Row]:
         return [row._replace(status="refused", reason=first_line(error))]
     clean = np.where(np.isnan(seen.deviations), 0.0, seen.deviations)
     worst = int(np.argmax(clean))
-    count, steps = seen.steps.size, problem.precise.objective.steps
+    run: Any = problem.precise.objective
+    count, steps = seen.steps.size, run.steps
     row = row._replace(
         difference=float(clean[worst]),
         leaf=f"step {seen.steps[worst]}",

@@ -29,6 +29,7 @@ def has_own_pull_back(objective: Any) -> bool:
 
 def pulled_back(precise: Precise, key: Array) -> PulledBack:
     """Cotangents drawn at random, pulled back in both ways at every step looked at."""
+    objective: Any
     objective, hyper, _ = precise
     chosen = chosen_steps(objective.steps, key)
     wanted = np.isin(np.arange(objective.steps), chosen)

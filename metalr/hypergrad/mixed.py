@@ -61,7 +61,7 @@ class Mixed(Options):
         steps = max(run_of(objective, self).steps, 1)
         if self.checkpoints is None:
             return 1.0 + PULL_BACK
-        return forward_steps(steps, self.checkpoints) / steps + PULL_BACK
+        return (forward_steps(steps, self.checkpoints) + 1) / steps + PULL_BACK
 
     def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
         """The states that are kept: all, or `checkpoints` of them."""

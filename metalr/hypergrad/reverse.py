@@ -73,7 +73,7 @@ class Reverse(Options):
         if self.checkpoints is None:
             return 1.0 + PLAIN_REVERSE + len(nested_levels(objective))
         steps = max(run_of(objective, self).steps, 1)
-        return forward_steps(steps, self.checkpoints) / steps + PULL_BACK
+        return (forward_steps(steps, self.checkpoints) + 1) / steps + PULL_BACK
 
     def kept_bytes(self, objective: Objective, hyper: Hyper) -> int:
         """The states kept; plain: all residuals, or the states of nested scans."""

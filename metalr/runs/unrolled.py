@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import float_leaves, int_at_least, path_name, positive_int
-from .._programs.compiled import compiled
+from .._programs.compiled import compiled, once
 from .._programs.statics import Form, flatten, unflatten
 from .._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
 from ..optimizers.guard import guard
@@ -157,7 +157,7 @@ class Unrolled(Unroll):
     optimizer: Optimizer
     params: Any
     _: dataclasses.KW_ONLY
-    steps: int
+    steps: int | Any  # NumPy's integers as well
     batches: Any = None
     outer_loss: OuterLoss | None = None
     checkpoints: int | None = None
@@ -570,6 +570,7 @@ def _tag(tree: PyTree, kind: str) -> PyTree:
     return jax.tree_util.tree_map_with_path(tag, tree)
 
 
+@once
 def _probe_loss(objective: Unrolled) -> None:
     """Check now a loss that can be traced without hyper; others when first called."""
     if is_function(objective.params) or objective.model_state is not None:

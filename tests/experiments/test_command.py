@@ -546,6 +546,16 @@ def test_every_question_is_listed_and_nothing_else():
     assert {"resume", "store"} <= top - questions
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_question_imports_none_of_the_machinery_that_runs_it(name):
+    text = (ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8")
+    found = set(re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE))
+    assert "experiments._command.experiment" in found
+    machinery = {"runner", "streams", "tables", "run_folder", "registry", "plain_yaml"}
+    assert not {f"experiments._command.{part}" for part in machinery} & found
+    assert not {name for name in found if name.partition(".")[0] == "rich"}
+
+
 def test_the_formats_offered_are_those_of_results():
     assert cli._FORMATS == results.FORMATS
 

@@ -11,13 +11,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import CancelledError
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from experiments._command.config import ConfigError
 from experiments._store import store
+from experiments._sweep import cluster
 from experiments._sweep.greeting import check_greeting
+from experiments._sweep.jobs import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,10 +48,10 @@ echo "exit codes: $first, $second"
 HURRIED = """
 from experiments._command import cli
 from experiments._sweep import cluster
-cluster.SILENCE, cluster._POLL = 1.0, 0.2
+cluster.SILENCE, cluster.CONNECT_LIMIT, cluster._POLL = 1.0, 3.0, 0.2
 raise SystemExit(cli.main())
 """
-"""The command line with a driver that soon gives a worker up."""
+"""The command line with a driver that soon gives up."""
 
 
 class Driver:
@@ -436,16 +440,71 @@ def test_workers_started_by_hand_serve_a_sweep_and_may_be_lost_with_their_node(d
         assert "its worker has not answered for 5 s" in str(driver.rows()[-1].error)
 
 
-def test_each_worker_has_a_gpu_of_its_own_where_there_are_several(driver):
+class Forgetful:
+    """A client of Dask whose futures are cancelled before they are fetched."""
+
+    def __init__(self, losses, status):
+        self.losses, self.status, self.scheduler = losses, status, Mock()
+        self.sync = lambda ask, **options: {}
+
+    def submit(self, function, job, limit, **options):
+        lost = self.losses > 0
+        self.losses -= 1
+        future = Mock(status="cancelled" if lost else "finished")
+        future.result = Mock(side_effect=[CancelledError() if lost else ["outcome"]])
+        future.add_done_callback = lambda callback: callback(future)
+        return future
+
+
+@pytest.mark.parametrize(
+    ("losses", "status", "expected"),
+    [
+        (0, "closed", ["outcome"]),
+        (1, "running", ["outcome"]),
+        (4, "running", ["outcome"]),
+        (5, "running", "lost with a worker 5 times"),
+        (1, "closed", ConfigError),
+    ],
+)
+def test_lost_results_are_asked_for_again_and_a_lost_scheduler_is_an_error(
+    losses, status, expected
+):
+    flight = cluster._Flight(Forgetful(losses, status), time_limit=None)
+    flight.send(Job("module", "code", ("key",), ({},)))
+    found = []
+    if expected is ConfigError:
+        with pytest.raises(
+            ConfigError, match=r"scheduler was lost \(the client is clo"
+        ):
+            list(flight.arrivals())
+        return
+    while flight.jobs:
+        found += flight.arrivals()
+    if isinstance(expected, str):
+        assert [(one.key, one.status) for one in found] == [("key", "failed")]
+        assert expected in found[0].error
+    else:
+        assert found == expected
+
+
+def test_each_worker_has_keys_and_a_gpu_of_its_own_where_there_are_several(driver):
     program = """
 import os
 from distributed import Client
+from experiments._command.config import ConfigError
 from experiments._sweep.cluster import _cluster
+from experiments._sweep.greeting import check_greeting
 def card():
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 with _cluster(None) as cluster, Client(cluster) as client:
     client.wait_for_workers(2)
-    print(sorted(client.run(card).values()))
+    address = cluster.scheduler_address
+    print(sorted(client.run(card).values()), address.split(":")[0])
+    for scheme in ("tcp", "tls"):
+        try:
+            check_greeting(address.replace("tls", scheme), limit=0.5)
+        except ConfigError as error:
+            print(str(error).partition("there ")[2])
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -456,12 +515,15 @@ with _cluster(None) as cluster, Client(cluster) as client:
         timeout=120,
         check=False,
     )
-    assert done.stdout == "['5', '7']\n", done.stderr
+    first, *refused = done.stdout.splitlines()
+    assert first == "['5', '7'] tls", done.stderr
+    assert refused[0] == "(what listens there says nothing within 0.5 s)"
+    assert refused[1].startswith("(tls needs keys")
 
 
 def test_a_scheduler_that_is_not_there_is_a_clear_error(driver):
     arguments = "executor={kind: dask, address: 'tcp://127.0.0.1:9'}"
-    output = driver.run(arguments, code=2)
+    output = driver.run(arguments, code=2, program=("-c", HURRIED))
     assert "no scheduler answers there" in output
     assert driver.rows() == []
 

@@ -299,6 +299,18 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert checkpoints(tmp_path) == [6, 8, 10]
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"), [("fresh draws, a box", 10), ("the best of an oscillation", 10)]
+)
+def test_what_a_loop_carries_comes_back_from_the_disk(name, steps, tmp_path):
+    L, hyper, options = LOOPS[name]()
+    kept = {"folder": tmp_path, "every": 4, "fingerprint": name, "steps": steps}
+    with pytest.raises(Stop):
+        learn_resumably(L, hyper, on_progress=stop_at(8), **kept, **options)
+    learned = learn_resumably(L, hyper, **kept, **options)
+    assert_identical(learned, metalr.learn(L, hyper, steps=steps, **options))
+
+
 @pytest.mark.parametrize("at", [3, 4, 6], ids=["within a chunk", "at its end", "later"])
 def test_a_loop_that_its_callback_stopped_stays_stopped(at, tmp_path):
     seen = []

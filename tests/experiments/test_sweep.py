@@ -19,6 +19,7 @@ from experiments._command.config import ConfigError, validate
 from experiments._command.progress import describe, sweep_progress
 from experiments._command.sources import _behind, code_version
 from experiments._store import store
+from experiments._sweep import supervised
 from experiments._sweep.axes import Sweep, assignments
 from experiments._sweep.batches import Point, batches
 from experiments._sweep.cluster import _cards
@@ -491,6 +492,19 @@ def test_results_of_earlier_code_are_kept_computed_anew_and_told_apart(
     for arguments, count in (([], 1), (["--all"], 2)):
         results(tmp_path, "--format", "json", "--where", "square=4", *arguments)
         assert len(json.loads(capsys.readouterr().out)) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("growth", "processes"), [(2**40, 1), (-1, 3)])
+def test_a_process_that_compiled_programs_have_filled_is_replaced(
+    sweep, tmp_path, monkeypatch, growth, processes
+):
+    monkeypatch.setattr(supervised, "_GROWTH", growth)
+    axis = ("sweep.axes.x=[1, 2, 3]", "jax=false")
+    assert sweep(*axis, "executor={time_limit: 60, batch: 1}") == 0
+    found = rows(tmp_path)
+    assert [row.status for row in found] == ["finished"] * 3
+    assert len({row.provenance["process"] for row in found}) == processes
 
 
 def test_a_worker_with_other_sources_stops_the_sweep(sweep, monkeypatch, capsys, log):

@@ -161,7 +161,7 @@ def test_finite_differences_of_a_step_ahead_for_a_pytree_with_a_loss_that_sees_i
         at = jax.tree.map(lambda leaf, s=s: leaf[s], run.hypers)
         ahead = jax.jit(
             lambda h, s=s, state=state: objective.evaluate(
-                h, objective.step(h, state, s)[0].params
+                h, objective.step(h, state, s)[0]
             )
         )
         found = jax.tree.map(lambda leaf, s=s: leaf[s], run.hypergradients)
@@ -169,7 +169,7 @@ def test_finite_differences_of_a_step_ahead_for_a_pytree_with_a_loss_that_sees_i
         assert_close(run.losses[s], loss(state.params, at, None), rtol=1e-12)
         state = objective.step(at, state, s)[0]
     assert_close(run.params, state.params, rtol=1e-12)
-    assert_close(run.value, objective.evaluate(run.hyper, state.params), rtol=1e-12)
+    assert_close(run.value, objective.evaluate(run.hyper, state), rtol=1e-12)
     assert not np.allclose(run.hyper["penalty"], hyper["penalty"])
 
 

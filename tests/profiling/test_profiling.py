@@ -285,6 +285,20 @@ def test_reversible_keeps_bits_in_proportion_to_the_steps():
     assert abs(kept[1] / kept[0] - 10.0) < 0.1
 
 
+def test_a_sweep_costs_the_steps_that_it_runs_and_no_less_than_keeping_all():
+    rate, objective = jnp.asarray(0.1), quadratic(1000)
+    # T = 1000 with 62 places takes 1935 steps and one for the end (forward_steps).
+    sweep = facts.cost(metalr.Reverse(checkpoints=62), objective, rate)
+    assert sweep == 1936 / 1000 + facts.PULL_BACK
+    whole = facts.cost(metalr.Mixed(), objective, rate)
+    assert whole == facts.cost(metalr.Reverse(checkpoints=1000), objective, rate)
+    assert whole == facts.cost(metalr.Mixed(checkpoints=1000), objective, rate)
+    many = jnp.zeros(10)
+    assert facts.cost(metalr.Forward(), objective, many) == 1 + 10 * facts.TANGENT
+    chunked = facts.cost(metalr.Forward(chunk=4), objective, many)
+    assert chunked == 3 * (1 + 4 * facts.TANGENT)
+
+
 def test_truncated_is_exact_where_it_leaves_nothing_out():
     assert facts.is_exact(metalr.Truncated(last=5), quadratic(5))
     assert not facts.is_exact(metalr.Truncated(last=4), quadratic(5))
