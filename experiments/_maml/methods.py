@@ -148,5 +148,5 @@ def _own_rates(theta: Any) -> optax.GradientTransformation:
 
 
 def _head_sgd(rate: float, theta: Any) -> optax.GradientTransformation:
-    kinds = {"moved": _sgd(rate, theta), "fixed": optax.set_to_zero()}
+    kinds: dict[Any, Any] = {"moved": _sgd(rate, theta), "fixed": optax.set_to_zero()}
     return optax.partition(kinds, {"body": "fixed", "head": "moved"})
