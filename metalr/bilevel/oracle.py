@@ -44,9 +44,7 @@ def oracle(loss: Any, data: Any = None, *, size: int | Any | None = None) -> Ora
         >>> print(inner.minibatches, inner.batches(1))
         3 [2. 3.]
     """
-    if not callable(loss):
-        msg = f"loss = {loss!r} must be a function loss(params, hyper, batch)"
-        raise ValueError(msg)
+    _check_function(loss)
     if data is None:
         if size is not None:
             msg = f"size = {size!r} without data: there is nothing to split"
@@ -69,6 +67,12 @@ def oracle(loss: Any, data: Any = None, *, size: int | Any | None = None) -> Ora
     split = lambda x: jnp.reshape(x, (n // size, size, *jnp.shape(x)[1:]))
     blocks = jax.tree.map(split, data)
     return Oracle(loss, lambda i: jax.tree.map(lambda x: x[i], blocks), n // size)
+
+
+def _check_function(loss: Any) -> None:
+    if not callable(loss):
+        msg = f"loss = {loss!r} must be a function loss(params, hyper, batch)"
+        raise ValueError(msg)
 
 
 class InnerProducts(NamedTuple):
