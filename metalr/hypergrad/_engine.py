@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from .._programs.compiled import Frozen
 from .._types import Hyper, Objective, Scalar
 from ..runs.run import Run, is_run
 from ..runs.unrolled import Unrolled
@@ -62,7 +63,7 @@ class Engine(Protocol[Result_co]):
         ...
 
 
-class Options:
+class Options(Frozen):
     """Base of the engines: prints what was set, e.g. `Reverse(checkpoints=8)`."""
 
     def __repr__(self) -> str:
