@@ -2,6 +2,7 @@
 
 from . import (
     at_zero as at_zero,
+    bilevel as bilevel,
     estimators as estimators,
     global_rates as global_rates,
     implicit_bias as implicit_bias,
