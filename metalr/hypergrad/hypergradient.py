@@ -68,7 +68,7 @@ def hypergradient(objective: Objective, hyper: Hyper, engine: Engine = _REVERSE)
     """
     _check_engine(engine)
     hyper = float_leaves(hyper, "hyper")
-    result = _compiled(as_pytree(objective), hyper, as_pytree(engine))
+    result = _compiled(objective, hyper, engine)
     verify(engine, result)
     return result
 
@@ -106,7 +106,7 @@ def hypergradient_and_run(
     _check_engine(engine)
     run_of(objective, engine)
     hyper = float_leaves(hyper, "hyper")
-    result, run = _compiled_with_run(objective, hyper, as_pytree(engine))
+    result, run = _compiled_with_run(objective, hyper, engine)
     verify(engine, result)
     return result, run
 
