@@ -14,7 +14,7 @@ Your loss is `loss(params, hyper, batch) -> scalar`, your optimizer a function f
   `Forward`, `Reverse`, `Mixed`, `Reversible`, `Truncated`, `Implicit`,
   `EvolutionStrategies`, `PersistentES`.
 - What is done with it: `learn` (`Newton` for one number), `windows`, `online`,
-  `reparametrized`, `metalr.tasks.Mean`.
+  `reparametrized`, `metalr.tasks.Mean`; `metalr.bilevel` (single-loop solvers).
 - Whether to believe it: `check_hypergrad`, `diagnose`.
 - What it costs: `metalr.profiling.memory`, `metalr.profiling.plan`.
 - What is known without running it: `metalr.theory`, `metalr.convexity.check`,

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+from ._types import PyTree
 
 
 def path_name(name: str, path: tuple[Any, ...]) -> str:

@@ -18,6 +18,7 @@ PAGES = (
     "metalr.guides",
     "metalr.hypergrad",
     "metalr.tasks",
+    "metalr.bilevel",
     "metalr.profiling",
     "metalr.theory",
     "metalr.convexity",

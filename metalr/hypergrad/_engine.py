@@ -1,7 +1,7 @@
 """What every engine is: objective and hyper in, value and gradient out."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from .._programs.compiled import Frozen
 from .._types import Hyper, Objective, Scalar
@@ -16,7 +16,14 @@ class HyperGradient(NamedTuple):
     grad: Hyper  # the structure of hyper
 
 
-Result_co = TypeVar("Result_co", covariant=True)
+if TYPE_CHECKING:  # Python 3.13 has defaults; to a checker, a bare Engine is of Any
+    from typing_extensions import TypeVar
+
+    Result_co = TypeVar("Result_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    Result_co = TypeVar("Result_co", covariant=True)
 
 
 @runtime_checkable

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import float_leaves, int_at_least
 from .._programs.compiled import Frozen, compiled
 from .._programs.dependence import differentiable
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from .checkpointing import scan
 
 State: TypeAlias = PyTree
