@@ -1,8 +1,29 @@
 """metalr: differentiate through optimization.
 
-`Unrolled` is the loss after T optimizer steps as a JAX function of hyperparameters;
-`hypergradient` its derivative by an engine of your choice; `learn` the outer loop;
-`theory` the closed forms it can be held against.
+    L = metalr.Unrolled(loss, optax.sgd, params, steps=50)  # the loss after 50 steps
+    L(0.1), jax.grad(L)(0.1), jax.hessian(L)(0.1)           # a JAX function of the rate
+    metalr.hypergradient(L, 0.1, metalr.Forward())          # by another engine
+    metalr.learn(L, 0.01, outer_optimizer=optax.adam(0.01), steps=100)
+
+Your loss is `loss(params, hyper, batch) -> scalar`, your optimizer a function from
+`hyper` to an optax transformation. All are pytrees.
+
+- What is unrolled: `Unrolled` (a loss and an optimizer), `Rollout` (any step);
+  `per_step`, `guard`.
+- How it is differentiated: `hypergradient`, `hypergradient_and_run`, by the engines
+  `Forward`, `Reverse`, `Mixed`, `Reversible`, `Truncated`, `Implicit`,
+  `EvolutionStrategies`, `PersistentES`.
+- What is done with it: `learn` (`Newton` for one number), `windows`, `online`,
+  `reparametrized`, `metalr.tasks.Mean`; `metalr.bilevel` (single-loop solvers).
+- Whether to believe it: `check_hypergrad`, `diagnose`.
+- What it costs: `metalr.profiling.memory`, `metalr.profiling.plan`.
+- What is known without running it: `metalr.theory`, `metalr.convexity.check`,
+  `metalr.bias.limit`, `metalr.graph`.
+- What is trained: `metalr.problems`, `metalr.convnet`.
+
+Where to look: `help(metalr.NAME)` says what it computes, its formula, its memory in T,
+its errors, with an example. `help(metalr.guides)` lists the guides: which engine,
+recipes, your own model, limits.
 """
 
 from . import (
@@ -11,6 +32,7 @@ from . import (
     convexity as convexity,
     convnet as convnet,
     graph as graph,
+    guides as guides,
     hypergrad as hypergrad,
     problems as problems,
     profiling as profiling,

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+from ._types import PyTree
 
 
 def path_name(name: str, path: tuple[Any, ...]) -> str:
@@ -23,6 +24,10 @@ def float_leaves(tree: PyTree, name: str) -> PyTree:
         msg = f"{name} has no leaves ({tree!r}): pass at least one floating-point array"
         raise ValueError(msg)
 
+    leaves, structure = jax.tree.flatten(tree)
+    if all(map(_is_strong_float, leaves)):
+        return jax.tree.unflatten(structure, leaves)
+
     def check(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         try:
             array = jnp.asarray(leaf)
@@ -38,6 +43,15 @@ def float_leaves(tree: PyTree, name: str) -> PyTree:
         return jnp.asarray(array, array.dtype)  # not weakly typed: one compilation
 
     return jax.tree_util.tree_map_with_path(check, tree)
+
+
+def _is_strong_float(leaf: Any) -> bool:
+    """Whether a leaf is a float array already, with a dtype of its own."""
+    return (
+        isinstance(leaf, jax.Array)
+        and not leaf.aval.weak_type
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
 
 
 def one_dtype(tree: PyTree, name: str) -> jnp.dtype:

@@ -1,12 +1,17 @@
 """One name for each mathematical object that crosses a module boundary."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
+
+if TYPE_CHECKING:  # jaxtyping's is unknown to a type checker
+    PyTree: TypeAlias = Any
+else:
+    from jaxtyping import PyTree
 
 Scalar: TypeAlias = Float[Array, ""]
 """A real number under trace: a loss, a learning rate."""

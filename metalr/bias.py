@@ -1,6 +1,5 @@
 """Where an optimizer ends up: run to interpolation, held against minimum norm."""
 
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ._programs.compiled import compiled
 from ._types import Scalar, ScalarLike
 from .optimizers.update import (
     as_arrays,
@@ -180,7 +180,7 @@ def path(
     return _path(X, t, first, optimizer=optimizer, rows=rows, steps=steps)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "rows", "steps"))
+@compiled
 def _path(
     X: Array, t: Array, first: _State, *, optimizer: Any, rows: Rows, steps: int
 ) -> Array:
@@ -194,7 +194,7 @@ def _path(
     return jnp.concatenate([first.params[None], later])
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "rows"))
+@compiled
 def _limit(
     X: Array,
     t: Array,

@@ -1,7 +1,16 @@
-"""Settings of every test: float64."""
+"""Settings of every test: float64, and programs that are compiled once for all."""
 
-import jax
-import pytest
+import os
+import tempfile
+from pathlib import Path
+
+# Before JAX is imported, and for the processes that tests start as well.
+_COMPILED = Path(tempfile.gettempdir()) / "metalr-compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 

@@ -14,7 +14,6 @@ import pytest
 from jax.sharding import AxisType
 
 import metalr
-from experiments.meta_learning import pooled
 from metalr.problems import least_squares
 from metalr.profiling import compiled
 from metalr.tasks import Each, Mean, stack
@@ -35,6 +34,17 @@ ENGINES = [
     metalr.Truncated(last=2),
     metalr.Reversible(min_momentum=0.45),
 ]
+
+
+def pooled(spectra):
+    """The mean of quadratics: all their eigenvalues, p divided by their number."""
+    eigenvalues = jnp.concatenate([q.eigenvalues for q in spectra])
+    weights = jnp.concatenate([q.weights for q in spectra]) / len(spectra)
+    order = jnp.argsort(eigenvalues)
+    minimum = sum(float(q.minimum) for q in spectra) / len(spectra)
+    return Quadratic(
+        eigenvalues=eigenvalues[order], weights=weights[order], minimum=minimum
+    )
 
 
 @pytest.fixture(scope="module")

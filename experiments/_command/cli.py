@@ -155,12 +155,19 @@ def _add_publish(commands: Any) -> None:
     publish.set_defaults(action=_publish)
 
 
+def _add_docs(commands: Any) -> None:
+    docs = commands.add_parser("docs", help="make the site of guides and docstrings")
+    docs.add_argument("out", type=Path, help="its folder")
+    docs.set_defaults(action=_docs)
+
+
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     _add_run,
     _add_sweep,
     _add_results,
     _add_report,
     _add_publish,
+    _add_docs,
 )
 
 
@@ -270,6 +277,13 @@ def _publish(options: argparse.Namespace) -> int:
         return 1 if found else 0
     for path in publish(options.sources, options.name, configs):
         say(str(path))
+    return 0
+
+
+def _docs(options: argparse.Namespace) -> int:
+    from experiments._docs.site import write_site
+
+    say(str(write_site(options.out)))
     return 0
 
 

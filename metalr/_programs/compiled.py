@@ -6,23 +6,20 @@ and whatever a user's closure holds stays alive. Here the key holds it weakly, a
 program holds nothing of it: it finds the structure where it is called.
 """
 
-import dataclasses
 import functools
 import threading
-import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 
+from .identity import identity
+
 _MOST = 512
 """Programs kept for each function; the one used longest ago goes first."""
-
-_CONSTANT = frozenset({"optax", "chex", "jax", "metalr"})
-"""Packages whose globals do not change: what their closures do is in what they hold."""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,39 +30,38 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     them that does; what optax makes, by the numbers it was made of.
 
     Args:
-        function: positional arguments are pytrees, keyword arguments static.
+        function: positional arguments are pytrees, or functions that are none, which
+            are static; keyword arguments are static.
 
     Returns:
         A function that computes the same, compiled, and composes with every
         transformation as `jax.jit` of it would.
     """
-    programs: OrderedDict[Hashable, tuple[Any, list[Any]]] = OrderedDict()
-    calls = _Calls()
+    programs, calls = _Kept(), _Calls()
 
     def program() -> Any:
         """A function of its own: what JAX caches by it goes with it."""
 
         def run(leaves: list[Any]) -> Any:
-            structure, static = calls.stack[-1]
-            return function(*jax.tree.unflatten(structure, leaves), **static)
+            forms, static = calls.stack[-1]
+            given = [f.whole(part) for f, part in zip(forms, leaves, strict=True)]
+            return function(*given, **static)
 
         run.__name__ = run.__qualname__ = function.__name__
         return jax.jit(run)
 
     @functools.wraps(function)
     def call(*args: Any, **static: Any) -> Any:
-        leaves, structure = jax.tree.flatten(args)
-        seen: list[Any] = []
-        key = identity((structure, static), seen)
-        if key in programs:
-            programs.move_to_end(key)
-        else:
-            forget = lambda _: programs.pop(key, None)
-            programs[key] = program(), [weakref.ref(held, forget) for held in seen]
-            if len(programs) > _MOST:
-                programs.popitem(last=False)
-        run, _ = programs[key]
-        calls.stack.append((structure, static))
+        leaves, forms, tokens = [], [], []
+        for arg in args:
+            form, token, arrays = _known(arg)
+            leaves.append(arrays)
+            forms.append(form)
+            tokens.append(token)
+        if static:
+            tokens.append(_token(static))
+        run = programs.by(tuple(tokens), program)
+        calls.stack.append((forms, static))
         try:
             return run(leaves)
         finally:
@@ -74,117 +70,113 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def once(function: Callable[..., None]) -> Callable[..., None]:
+    """A check of pytrees that is made once for each form, shapes and dtypes of them."""
+    checked = _Kept()
+
+    @functools.wraps(function)
+    def call(*args: Any) -> None:
+        leaves, structure = jax.tree.flatten(args)
+        kinds = [(np.shape(leaf), str(getattr(leaf, "dtype", ""))) for leaf in leaves]
+        key = (_token((structure, kinds)),)
+        checked.by(key, lambda: function(*args))
+
+    return call
+
+
+class Frozen:
+    """A value that never changes: what identifies it is found once."""
+
+
+class Token:
+    """Stands for all equal static values; knows what these refer to."""
+
+    __slots__ = ("__weakref__", "seen")
+
+    def __init__(self, seen: list[Any]) -> None:
+        self.seen = [weakref.ref(held) for held in seen]
+
+
+class _Form:
+    """How an argument is put together from its leaves."""
+
+    __slots__ = ("function", "structure")
+
+    def __init__(self, structure: Any, function: Any = None) -> None:
+        self.structure, self.function = structure, function
+
+    def whole(self, leaves: list[Any]) -> Any:
+        if self.structure is None:
+            return self.function
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def _known(arg: Any) -> tuple[_Form, Hashable, list[Any]]:
+    """Form, token and leaves of an argument; those of a frozen value are kept on it."""
+    if not isinstance(arg, Frozen):
+        return _found(arg)
+    known = arg.__dict__.get("_known")
+    if known is None:
+        known = _found(arg)
+        object.__setattr__(arg, "_known", known)
+    return known
+
+
+def _found(arg: Any) -> tuple[_Form, Hashable, list[Any]]:
+    leaves, structure = jax.tree.flatten(arg)
+    if len(leaves) == 1 and leaves[0] is arg and callable(arg):
+        return _Form(None, arg), _token(arg), []
+    token = structure if _is_plain(structure) else _token(structure)
+    return _Form(structure), token, leaves
+
+
+def _is_plain(structure: Any) -> bool:
+    """Whether a structure is of Python's containers alone, and holds no function."""
+    if structure.num_nodes == structure.num_leaves:
+        return True
+    data = structure.node_data()
+    plain = data is None or data[0] in {dict, list, tuple, type(None)}
+    return plain and all(map(_is_plain, structure.children()))
+
+
+class _Kept:
+    """What was made for some tokens, as long as all that these refer to lives."""
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[Hashable, tuple[Any, list[Any]]] = OrderedDict()
+
+    def by(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """That of an equal key, or made now."""
+        entries = self.entries
+        found = entries.get(key)
+        if found is not None:
+            if len(entries) > _MOST // 2:  # else none will have to go soon
+                entries.move_to_end(key)
+            return found[0]
+        forget = lambda _: entries.pop(key, None)
+        seen = [held for part in key if isinstance(part, Token) for held in part.seen]
+        alive = [held() for held in seen]
+        entries[key] = made = make(), [weakref.ref(held, forget) for held in alive]
+        if len(entries) > _MOST:
+            entries.popitem(last=False)
+        return made[0]
+
+
+_tokens: dict[Hashable, tuple[Token, list[Any]]] = {}
+
+
+def _token(value: Any) -> Token:
+    """The token of all static values that are the same as this one."""
+    seen: list[Any] = []
+    key = identity(value, seen)
+    if key not in _tokens:
+        forget = lambda _: _tokens.pop(key, None)
+        _tokens[key] = Token(seen), [weakref.ref(held, forget) for held in seen]
+    return _tokens[key][0]
+
+
 class _Calls(threading.local):
     """The calls under way in this thread: what a program is traced with."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[Any, dict[str, Any]]] = []
-
-
-class _Weak:
-    """An object known by identity, and not kept alive by being known."""
-
-    __slots__ = ("at", "reference")
-
-    def __init__(self, held: Any) -> None:
-        self.at, self.reference = id(held), weakref.ref(held)
-
-    def __eq__(self, other: object) -> bool:
-        held = self.reference()
-        return (
-            isinstance(other, _Weak) and held is not None and other.reference() is held
-        )
-
-    def __hash__(self) -> int:
-        return self.at
-
-
-def identity(value: Any, seen: list[Any]) -> Hashable:
-    """What makes two static values the same: equal keys, the same program.
-
-    Numbers and strings by value; containers, hashable dataclasses, bound methods and
-    `functools.partial` by their parts; closures of optax by their code and what they
-    hold, where all of that is immutable. Everything else that has no equality of its
-    own is known by identity.
-
-    Args:
-        value: anything that can be static.
-        seen: the objects known by identity are appended to it.
-
-    Returns:
-        A key that keeps no function alive.
-    """
-    if value is None or isinstance(value, int | str | bytes | np.dtype):
-        return type(value), value
-    if isinstance(value, float | complex | np.generic):  # nan is nan, -0.0 is not 0.0
-        return type(value), np.asarray(value).tobytes()
-    parts = _parts(value)
-    if parts is not None:
-        kind = identity(type(value), seen)
-        return kind, tuple(identity(part, seen) for part in parts)
-    own = type(value).__hash__ is not object.__hash__ and not isinstance(value, type)
-    if own and not isinstance(value, jax.Array):
-        return cast(Hashable, value)  # if not, it cannot be static
-    try:
-        key = _Weak(value)
-    except TypeError:  # its type has no weak references
-        return cast(Hashable, value)
-    seen.append(value)
-    return key
-
-
-def _parts(value: Any) -> tuple[Any, ...] | None:
-    """What a value consists of, if that is all that it is."""
-    if isinstance(value, jax.tree_util.PyTreeDef):
-        return value.node_data(), *value.children()
-    if isinstance(value, tuple | list):
-        return tuple(value)
-    if isinstance(value, dict):
-        return tuple(value.items())
-    if isinstance(value, types.MethodType):
-        return value.__self__, value.__func__
-    if isinstance(value, functools.partial):
-        parts = (value.func, value.args, *value.keywords.items())
-        return parts if not vars(value) and _immutable(parts, ()) else None
-    if isinstance(value, types.FunctionType):
-        return _closure(value, ())
-    hashable = type(value).__hash__ is not object.__hash__
-    if dataclasses.is_dataclass(value) and hashable and not isinstance(value, type):
-        return tuple(getattr(value, f.name) for f in dataclasses.fields(value))
-    return None
-
-
-def _closure(
-    function: types.FunctionType, within: tuple[Any, ...]
-) -> tuple[Any, ...] | None:
-    """Code and contents of a closure made by a package whose globals are constant."""
-    package = str(function.__globals__.get("__name__", "")).partition(".")[0]
-    if package not in _CONSTANT or "<locals>" not in function.__qualname__:
-        return None
-    try:
-        cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
-    except ValueError:  # a cell that is still empty
-        return None
-    options = (*(function.__kwdefaults__ or {}).items(), *vars(function).items())
-    held = (cells, function.__defaults__, options)
-    return (function.__code__, held) if _immutable(held, within) else None
-
-
-def _immutable(value: Any, within: tuple[Any, ...]) -> bool:
-    """Whether nothing in it can change while it stays the same object."""
-    if any(value is outer for outer in within):
-        return False  # it holds itself
-    constant = int | float | complex | str | bytes | np.generic | np.dtype | type
-    if value is None or isinstance(value, constant | jax.Array):
-        return True
-    within = (*within, value)
-    if isinstance(value, tuple):
-        return all(_immutable(part, within) for part in value)
-    if isinstance(value, functools.partial):
-        return _immutable((value.func, value.args, *value.keywords.items()), within)
-    if isinstance(value, types.FunctionType):
-        # A user's function is what it is: like JAX, by identity.
-        package = str(value.__globals__.get("__name__", "")).partition(".")[0]
-        made = package in _CONSTANT and "<locals>" in value.__qualname__
-        return not made or _closure(value, within) is not None
-    return False
+        self.stack: list[tuple[list[_Form], dict[str, Any]]] = []

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .compiled import identity
+from .identity import identity
 
 
 class Form(NamedTuple):
@@ -17,7 +17,7 @@ class Form(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Static:
-    """A static leaf, compared by what it is made of: see `compiled.identity`."""
+    """A static leaf, compared by what it is made of: see `identity.identity`."""
 
     value: Any
 

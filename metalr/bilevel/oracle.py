@@ -44,14 +44,15 @@ def oracle(loss: Any, data: Any = None, *, size: int | Any | None = None) -> Ora
         >>> print(inner.minibatches, inner.batches(1))
         3 [2. 3.]
     """
-    if not callable(loss):
+    function: Loss = loss
+    if not callable(function):
         msg = f"loss = {loss!r} must be a function loss(params, hyper, batch)"
         raise ValueError(msg)
     if data is None:
         if size is not None:
             msg = f"size = {size!r} without data: there is nothing to split"
             raise ValueError(msg)
-        return Oracle(loss, lambda _: None, 1)
+        return Oracle(function, lambda _: None, 1)
     rows = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(rows) != 1 or () in rows:
         msg = (
@@ -61,14 +62,14 @@ def oracle(loss: Any, data: Any = None, *, size: int | Any | None = None) -> Ora
         raise ValueError(msg)
     ((n,),) = rows
     if size is None:
-        return Oracle(loss, lambda _: data, 1)
+        return Oracle(function, lambda _: data, 1)
     size = int_at_least(size, "size", 1, note=", or None")
     if n % size:
         msg = f"size = {size} does not divide the {n} rows: drop {n % size} of them"
         raise ValueError(msg)
     split = lambda x: jnp.reshape(x, (n // size, size, *jnp.shape(x)[1:]))
     blocks = jax.tree.map(split, data)
-    return Oracle(loss, lambda i: jax.tree.map(lambda x: x[i], blocks), n // size)
+    return Oracle(function, lambda i: jax.tree.map(lambda x: x[i], blocks), n // size)
 
 
 class InnerProducts(NamedTuple):

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .._types import Hyper, Params
+from .._types import Hyper, Params, PyTree
 from .oracle import (
     InnerProducts,
     Oracle,

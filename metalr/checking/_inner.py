@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._programs.compiled import compiled
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from ..runs.gradient import trained
 from ..runs.unrolled import State, Unrolled
 from ._differences import Slope, shifts, slopes

@@ -5,10 +5,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from .._checks import path_name
-from .._types import Hyper
+from .._types import Hyper, PyTree
 
 Role: TypeAlias = Literal[
     "engine",
@@ -83,7 +82,7 @@ class Deviation(NamedTuple):
 
 
 def deviation(
-    grad: Hyper, reference: Hyper, *, rtol: float, floor: PyTree[float]
+    grad: Hyper, reference: Hyper, *, rtol: float, floor: PyTree
 ) -> Deviation:
     """How far `grad` is from `reference`, in the leaf that is worst for its tolerance.
 

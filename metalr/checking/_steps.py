@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._programs.compiled import compiled
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from ..runs.run import Bar, State, Unroll, at_rest, is_run
 from ._inner import chosen_steps
 from ._precision import Precise

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
 
 from .._programs.symmetry import own_derivatives
-from .._types import Hyper, Params
+from .._types import Hyper, Params, PyTree
 from ..optimizers.update import standard, update
 from ..runs.unrolled import Unrolled
 from ._degree import Degrees, degrees

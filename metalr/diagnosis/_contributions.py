@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from ..hypergrad import Mixed
 from ..runs.run import Bar, State, Unroll
 

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
-from .._types import Hyper
+from .._types import Hyper, PyTree
 from ..runs.gradient import trained
 from ..runs.run import is_float
 from ..runs.unrolled import State, Unrolled

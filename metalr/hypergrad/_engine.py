@@ -1,8 +1,9 @@
 """What every engine is: objective and hyper in, value and gradient out."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from .._programs.compiled import Frozen
 from .._types import Hyper, Objective, Scalar
 from ..runs.run import Run, is_run
 from ..runs.unrolled import Unrolled
@@ -15,7 +16,14 @@ class HyperGradient(NamedTuple):
     grad: Hyper  # the structure of hyper
 
 
-Result_co = TypeVar("Result_co", covariant=True)
+if TYPE_CHECKING:  # Python 3.13 has defaults; to a checker, a bare Engine is of Any
+    from typing_extensions import TypeVar
+
+    Result_co = TypeVar("Result_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    Result_co = TypeVar("Result_co", covariant=True)
 
 
 @runtime_checkable
@@ -55,7 +63,7 @@ class Engine(Protocol[Result_co]):
         ...
 
 
-class Options:
+class Options(Frozen):
     """Base of the engines: prints what was set, e.g. `Reverse(checkpoints=8)`."""
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from .._types import Hyper, Objective
 from ..runs.checkpointing import branching
@@ -89,7 +90,7 @@ def nested_levels(objective: Any) -> list[int]:
 
 def count(hyper: Hyper) -> int:
     """Numbers in hyper."""
-    return sum(leaf.size for leaf in jax.tree.leaves(hyper))
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(hyper))
 
 
 def as_stated(engine: Any) -> Any:

@@ -68,7 +68,7 @@ def hypergradient(objective: Objective, hyper: Hyper, engine: Engine = _REVERSE)
     """
     _check_engine(engine)
     hyper = float_leaves(hyper, "hyper")
-    result = _compiled(as_pytree(objective), hyper, as_pytree(engine))
+    result = _compiled(objective, hyper, engine)
     verify(engine, result)
     return result
 
@@ -106,7 +106,7 @@ def hypergradient_and_run(
     _check_engine(engine)
     run_of(objective, engine)
     hyper = float_leaves(hyper, "hyper")
-    result, run = _compiled_with_run(objective, hyper, as_pytree(engine))
+    result, run = _compiled_with_run(objective, hyper, engine)
     verify(engine, result)
     return result, run
 
@@ -177,23 +177,30 @@ def _warn_of_narrow_leaves(objective: Any, hyper: Hyper) -> None:
 
 
 def _named(engine: Any, call: Any) -> Any:
-    """`call()`, with JAX's error on forward mode through a `custom_vjp` explained.
+    """`call()`, with JAX's errors on what has one mode only explained.
 
     Raises:
-        ValueError: instead of JAX's TypeError, naming engine and remedy.
+        ValueError: instead of JAX's error, naming engine and remedy.
     """
     try:
         return call()
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
+    except (TypeError, ValueError) as error:
+        shown, text = getattr(engine, "func", engine), str(error)
+        if isinstance(error, TypeError) and "custom_vjp" in text:
+            msg = (
+                f"{shown} pushes tangents forward, and something in the run has a "
+                "jax.custom_vjp, which says only how cotangents go back: take "
+                "metalr.Reverse() or metalr.Reverse(checkpoints=n), or give the "
+                "function a jax.custom_jvp"
+            )
+        elif "Reverse-mode differentiation does not work for lax.while_loop" in text:
+            msg = (
+                f"{shown} goes back through the run, and something in it is a "
+                "lax.while_loop (a line search, an iterative solver), which JAX "
+                "differentiates forward only: take metalr.Forward()"
+            )
+        else:
             raise
-        shown = getattr(engine, "func", engine)
-        msg = (
-            f"{shown} pushes tangents forward, and something in the run has a "
-            "jax.custom_vjp, which says only how cotangents go back: take "
-            "metalr.Reverse() or metalr.Reverse(checkpoints=n), or give the function a "
-            "jax.custom_jvp"
-        )
         raise ValueError(msg) from error
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .._types import Hyper
+from .._types import Hyper, PyTree
 from ..runs.run import Bar, Run, State, at_rest, moving, refilled
 from ._engine import HyperGradient
 from .binomial import schedule

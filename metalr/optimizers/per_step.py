@@ -8,10 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
 
 from .._checks import path_name
-from .._types import Hyper, Optimizer
+from .._types import Hyper, Optimizer, PyTree
 from .update import made, standard
 
 

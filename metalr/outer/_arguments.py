@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
 
 from .._checks import float_leaves, int_at_least, path_name
-from .._types import Hyper
+from .._types import Hyper, PyTree
 from ..optimizers.update import is_transformation
 from ..runs.unrolled import Unrolled
 from ..tasks import Mean

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import random_key
 from .._programs.compiled import compiled
-from .._types import Hyper, Objective, Scalar
+from .._types import Hyper, Objective, PyTree, Scalar
 from ..hypergrad import Engine, Reverse
 from ..hypergrad.hypergradient import as_pytree
 from . import _arguments as arguments
@@ -80,7 +80,7 @@ def learn(
     steps: int | Any,
     engine: Engine | Any = _REVERSE,
     key: Any = None,
-    log: PyTree[bool] | Any = False,
+    log: PyTree = False,
     project: Callable[[Hyper], Hyper] | Any | None = None,
     rtol: float | Any = 1e-8,
     atol: float | Any = 0.0,

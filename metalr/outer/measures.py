@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from ..hypergrad import Forward, HyperGradient, Reverse, hypergradient
 from ..hypergrad.hypergradient import is_derivative_free
 from ..tasks import Each, Mean, TaskHyperGradient

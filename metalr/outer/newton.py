@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .._types import Scalar
+from .._types import PyTree, Scalar
 from .rules import Measures, Point, Rule, finite, select
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._checks import expand_prefix, float_leaves, path_name
 from .._programs.compiled import compiled
 from .._programs.dependence import independent_leaves
-from .._types import Hyper, Objective, Params, Scalar
+from .._types import Hyper, Objective, Params, PyTree, Scalar
 from ..optimizers.per_step import PerStep
 from ..runs.unrolled import State, Unrolled
 

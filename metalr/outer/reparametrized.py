@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import float_leaves
-from .._types import Hyper, Objective, Scalar
+from .._types import Hyper, Objective, PyTree, Scalar
 from ..hypergrad.hypergradient import as_pytree
 from ..runs.run import Bar, State, Unroll, is_run
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .._types import Scalar
+from .._types import PyTree, Scalar
 from ..optimizers.update import standard, update
 
 _SHRINK, _GROW = 0.25, 2.0

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import float_leaves, int_at_least
-from .._types import Hyper, Objective, Scalar
+from .._types import Hyper, Objective, PyTree, Scalar
 from ..hypergrad import Engine, PersistentES, Reverse
 from ..hypergrad.hypergradient import hypergradient_and_run
 from ..hypergrad.persistent_online import ensemble_of, perturbed_window

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import float_leaves, leading_axis, path_name
-from .._types import Params
+from .._types import Params, PyTree
 from .run import is_float
 
 

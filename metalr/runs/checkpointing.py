@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+
+from .._types import PyTree
 
 Step: TypeAlias = Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]
 """`step(carry, index) -> (carry, output)`."""

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from .._programs.symmetry import own_derivatives
-from .._types import Hyper, Params, Scalar
+from .._types import Hyper, Params, PyTree, Scalar
 from .run import is_float
 
 Field: TypeAlias = Callable[[Params, Hyper], Any]

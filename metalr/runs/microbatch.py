@@ -5,9 +5,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .._types import Batch, Hyper, Params
+from .._types import Batch, Hyper, Params, PyTree
 
 Gradient: TypeAlias = Callable[[Params, Hyper, Batch], PyTree]
 """Anything that is a mean over the leading axis of its batch."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from .._types import Hyper, Params
+from .._types import Hyper, Params, PyTree
 from .run import at_least_float32, is_float
 
 

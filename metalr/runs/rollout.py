@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import int_at_least, leading_axis, path_name, positive_int
 from .._programs.statics import Form, flatten, unflatten
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from .arguments import is_function, real_scalar, strong
 from .run import State, Unroll
 

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import float_leaves, int_at_least
-from .._programs.compiled import compiled
+from .._programs.compiled import Frozen, compiled
 from .._programs.dependence import differentiable
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from .checkpointing import scan
 
 State: TypeAlias = PyTree
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     records: PyTree  # each leaf leads with an axis of steps; None if not kept
 
 
-class Unroll:
+class Unroll(Frozen):
     """What every run can do, given its parts. Base of `Unrolled` and `Rollout`."""
 
     steps: int

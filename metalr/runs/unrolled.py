@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._checks import float_leaves, int_at_least, path_name, positive_int
-from .._programs.compiled import compiled
+from .._programs.compiled import compiled, once
 from .._programs.statics import Form, flatten, unflatten
-from .._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, Scalar
+from .._types import Batch, Hyper, Loss, Optimizer, OuterLoss, Params, PyTree, Scalar
 from ..optimizers.guard import guard
 from ..optimizers.per_step import PerStep
 from ..optimizers.update import made, standard, update
@@ -570,6 +570,7 @@ def _tag(tree: PyTree, kind: str) -> PyTree:
     return jax.tree_util.tree_map_with_path(tag, tree)
 
 
+@once
 def _probe_loss(objective: Unrolled) -> None:
     """Check now a loss that can be traced without hyper; others when first called."""
     if is_function(objective.params) or objective.model_state is not None:

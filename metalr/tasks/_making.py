@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._programs.dataflow import propagate
+from .._types import PyTree
 from ..hypergrad.hypergradient import as_pytree
 
 

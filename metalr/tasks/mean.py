@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._types import Hyper, Scalar
+from .._types import Hyper, PyTree, Scalar
 from ..hypergrad.facts import state_bytes
 from ..hypergrad.hypergradient import as_pytree
 from ._alike import check_alike, is_shared

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import metalr
-from metalr._programs.compiled import compiled, identity
+from metalr._programs.compiled import compiled
+from metalr._programs.identity import identity
 
 key_of = lambda value: identity(value, [])
 

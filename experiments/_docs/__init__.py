@@ -1,0 +1,1 @@
+"""The site of guides and docstrings."""

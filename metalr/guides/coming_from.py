@@ -1,0 +1,4 @@
+"""Coming from another library.
+
+.. include:: coming_from.md
+"""

@@ -1,0 +1,4 @@
+"""Limits.
+
+.. include:: limits.md
+"""

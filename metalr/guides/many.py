@@ -1,0 +1,4 @@
+"""Many points, many devices.
+
+.. include:: many.md
+"""

@@ -1,0 +1,4 @@
+"""Memory.
+
+.. include:: memory.md
+"""

@@ -1,0 +1,4 @@
+"""Recipes.
+
+.. include:: recipes.md
+"""

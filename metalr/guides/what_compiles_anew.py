@@ -1,0 +1,4 @@
+"""What compiles anew.
+
+.. include:: what_compiles_anew.md
+"""

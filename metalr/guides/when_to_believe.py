@@ -1,0 +1,4 @@
+"""When to believe a hypergradient.
+
+.. include:: when_to_believe.md
+"""

@@ -1,0 +1,4 @@
+"""Which engine?
+
+.. include:: which_engine.md
+"""

@@ -1,0 +1,4 @@
+"""Your model.
+
+.. include:: your_model.md
+"""

@@ -1,0 +1,4 @@
+"""Your own engine, your own step.
+
+.. include:: your_own.md
+"""
