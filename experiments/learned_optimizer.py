@@ -52,9 +52,10 @@ class Config(ExperimentConfig):
     steps: PositiveInt = 100
     windows: tuple[PositiveInt, ...] = (1, 5)  # of truncation and of PES
     tasks: PositiveInt = 8  # drawn anew for each run of T steps
-    rounds: PositiveInt = 300  # runs of T steps for each way
+    rounds: PositiveInt = 200  # runs of T steps for each way
     hidden: PositiveInt = 16
-    outer_learning_rate: PositiveFloat = 2e-3
+    outer_learning_rate: PositiveFloat = 3e-3  # of the full unroll; decays to 0
+    window_learning_rate: PositiveFloat = 1e-3  # of windows, with many more steps
     sigma: PositiveFloat = 0.1  # of PES
     pairs: PositiveInt = 8
     ways: tuple[Way, ...] = ("full", "truncated", "pes")
@@ -215,9 +216,14 @@ def meta_train(config: Config, way: Way, window: int) -> tuple[Any, jax.Array]:
     key, outer_key = jax.random.split(jax.random.key(config.seed))
     theta = first_rule(key, config.hidden, config.dtype)
     make = problems(config, config.dimension, update_rule)
-    adam = optax.adam(config.outer_learning_rate)
-    outer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-    if way == "full":
+    full = way == "full"
+    rate = config.outer_learning_rate if full else config.window_learning_rate
+    count = config.rounds * (config.steps // window)
+    outer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(rate, count)),
+    )
+    if full:
         fresh = lambda key: metalr.tasks.Mean.of(
             make, jax.random.split(key, config.tasks)
         )

@@ -237,12 +237,9 @@ def tuned(
     grid = [a.ravel() for a in jnp.meshgrid(rates, jnp.array(MOMENTA, rates.dtype))]
     keys = _keys(config, 2, REPEATS)
 
-    def judged(point: Any) -> jax.Array:
-        hyper = shaped(config, shape, *point)
-        return jnp.mean(
-            jax.lax.map(lambda k: unrolled(config, problem, method, k)(hyper), keys)
-        )
-
+    make = lambda key: unrolled(config, problem, method, key)
+    mean = metalr.tasks.Mean.of(make, keys)
+    judged = lambda point: mean(shaped(config, shape, *point))
     values = jax.jit(lambda grid: jax.lax.map(judged, grid))(tuple(grid))
     best = int(jnp.nanargmin(values))
     return shaped(config, shape, grid[0][best], grid[1][best])
@@ -306,7 +303,7 @@ def _record(
         return validation(problem, params, hyper), unseen, jnp.mean(found)
 
     keys = _keys(config, 4, config.tests)
-    values, unseen, found = jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
+    values, unseen, found = jax.jit(jax.vmap(one))(keys)
     return {
         "method": method,
         "schedule": shape,
