@@ -44,15 +44,15 @@ class Config(ImagesConfig):
     dtype: Literal["float64", "float32"] = "float32"
     methods: tuple[Method, ...] = ("adam", "sgd")
     steps: PositiveInt = 1000
-    batch: PositiveInt = 32
+    batch: PositiveInt = 8
     hidden: PositiveInt = 32
     dropout: NonNegativeFloat = 0.3
     knots: PositiveInt | None = 10
-    tasks: PositiveInt = 4  # runs in each outer step
-    outer_steps: PositiveInt = 60
-    outer_learning_rate: PositiveFloat = 0.05  # of Adam
+    tasks: PositiveInt = 8  # runs in each outer step
+    outer_steps: PositiveInt = 40
+    outer_learning_rate: PositiveFloat = 0.1  # of Adam; decays to 0
     checkpoints: PositiveInt = 32
-    tests: PositiveInt = 16  # fresh runs that each schedule is judged by
+    tests: PositiveInt = 64  # fresh runs that each schedule is judged by
 
 
 class Problem(NamedTuple):
@@ -207,12 +207,12 @@ def learn(
     def make(key: jax.Array) -> metalr.tasks.Mean:
         return metalr.tasks.Mean.of(one, jax.random.split(key, config.tasks))
 
-    adam = optax.adam(config.outer_learning_rate)
+    decay = optax.cosine_decay_schedule(config.outer_learning_rate, config.outer_steps)
     learned = metalr.learn(
         make,
         start,
         key=jax.random.fold_in(jax.random.key(config.seed), 1),
-        outer_optimizer=optax.chain(optax.clip_by_global_norm(1.0), adam),
+        outer_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(decay)),
         steps=config.outer_steps,
         history="scalars",
     )
