@@ -50,7 +50,7 @@ class Config(ImagesConfig):
     starts: tuple[Start, ...] = ("fixed", "random")
     steps: tuple[PositiveInt, ...] = (1, 5, 10, 20, 50)
     outer_steps: PositiveInt = 600
-    outer_learning_rate: PositiveFloat = 0.3  # of Adam
+    outer_learning_rate: PositiveFloat = 0.02  # of Adam; decays to 0
     rate: PositiveFloat = 0.05  # where the learned rate starts
     batch: PositiveInt = 500  # real images in each outer step
     tests: PositiveInt = 20  # random starts of a test; draws of ten real images
