@@ -6,9 +6,10 @@ that it stands where Adam does. It is meta-trained on noisy quadratics with rand
 (the mean loss of a run of T steps) in three ways of equal inner steps: through the full
 unroll, by truncated windows, and by persistent evolution strategies (PES) over the same
 windows.
-Claim: truncated windows teach greed (rates that fall too soon, the short-horizon bias):
-one step long, they end several times above the full unroll, on the problems trained on
-and on larger ones. PES over the same windows, without that bias, ends below them.
+Claim: truncated windows of one step teach greed (the short-horizon bias) and end about
+three times above the full unroll, on the problems trained on and on larger ones; PES
+over the same windows, without that bias, ends well below them. With windows of five
+steps little of the bias is left, and PES gains nothing.
 
 `check_hypergrad` (d = 4, T = 20, float64, after a random step of the weights): the
 engines agree to 4e-16, finite differences confirm them to 5e-11.
