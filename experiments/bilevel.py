@@ -263,9 +263,9 @@ def _record(
     square = lambda gradient: jax.vmap(lambda x: jnp.sum(gradient(x) ** 2))
     gradients = np.asarray(square(truth.gradient)(trace.hypers))
     start = float(jnp.sum(truth.gradient(jnp.zeros(config.dimension)) ** 2))
-    third = max(1, len(gradients) // 3)
-    last = float(np.median(gradients[-third:]))
-    before = float(np.median(gradients[-2 * third : -third]))
+    early, late = len(gradients) // 10, len(gradients) // 3  # past the transient
+    last = float(np.median(gradients[-max(1, late) :]))
+    before = float(np.median(gradients[early : early + max(1, late // 2)]))
     verdict = "stalls"
     if not np.isfinite(last) or last > 1e3 * start:
         verdict = "diverges"

@@ -241,3 +241,16 @@ def test_it_is_a_hashable_printable_value_and_needs_an_unrolled():
     assert repr(NEUMANN).startswith("Implicit(solver='neumann', iterations=3000")
     with pytest.raises(ValueError, match=r"Implicit\(.*needs a metalr.Unrolled"):
         hypergradient(lambda eta: eta**2, 1.0, Implicit())
+
+
+def test_a_minimum_found_by_a_solver_of_ones_own_is_differentiated_at_zero_steps():
+    # w* = 3 / (1 + h) of (w − 3)² + h w²: d(w*²)/dh = −2 · 9 / (1 + h)³.
+    inner = lambda w, h, b: (w - 3.0) ** 2 + h * w**2
+    make = lambda w: Unrolled(
+        inner, lambda h: optax.sgd(0.1), w, steps=0, outer_loss=lambda w, h: w**2
+    )
+    found = hypergradient(make(2.0), 0.5, Implicit())
+    assert_close(found.grad, jnp.array(-18.0 / 1.5**3), rtol=1e-12)
+    assert found.stationarity < 1e-12
+    with pytest.raises(ValueError, match="does not depend on hyper"):
+        hypergradient(make(2.0), 0.5)

@@ -1,0 +1,1 @@
+"""Parts of `example_weights`."""
