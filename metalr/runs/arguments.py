@@ -76,8 +76,8 @@ def batches_of(batches: Any, steps: int) -> PyTree:
     except (TypeError, ValueError):
         msg = (
             f"batches = {batches!r} is no pytree of arrays: draw steps = {steps} of "
-            "them and stack them, jax.tree.map(lambda *b: jnp.stack(b), *drawn), or pass "
-            "a function index -> batch"
+            "them and stack them, jax.tree.map(lambda *b: jnp.stack(b), *drawn), or "
+            "pass a function index -> batch"
         )
         raise ValueError(msg) from None
     leading_axis(batches, steps)
