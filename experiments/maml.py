@@ -55,7 +55,7 @@ class Config(ExperimentConfig):
     inner_steps: PositiveInt = 1
     reptile_steps: PositiveInt = 10
     imaml_steps: PositiveInt = 10
-    proximal: PositiveFloat = 2.0  # of iMAML
+    proximal: PositiveFloat = 20.0  # of iMAML
     judged_shots: tuple[PositiveInt, ...] = (5, 10, 20)
     judged_after: tuple[NonNegativeInt, ...] = (0, 1, 5, 10)
     judged_tasks: PositiveInt = 600
@@ -86,12 +86,11 @@ def size(config: Config) -> int:
 
 def run(config: Config) -> Iterator[Record]:
     """Yield, for each method, its errors by shots and its price beside hand-written."""
-    learning, judging = jax.random.split(jax.random.key(config.seed))
+    learning, _ = _keys(config)
     for name in config.methods:
-        start, make, engine = problem(name, config)
-        learned = _learn(name, config, start, make, engine, learning)
+        learned = learned_start(name, config)
         for shots in config.judged_shots:
-            errors = judged(name, config, learned.hyper, shots, judging)
+            errors = judged(name, config, learned.hyper, shots)
             yield {
                 "table": f"error on {config.judged_tasks} tasks not seen",
                 "method": name,
@@ -109,6 +108,18 @@ def run(config: Config) -> Iterator[Record]:
             "method": name,
             **beside_hand_written(name, config, learning),
         }
+
+
+def errors_of(name: str, config: Config) -> Iterator[tuple[int, dict[int, "Error"]]]:
+    """What a method's start gives: by points to adapt to, the errors after steps."""
+    learned = learned_start(name, config)
+    for shots in config.judged_shots:
+        yield shots, judged(name, config, learned.hyper, shots)
+
+
+def _keys(config: Config) -> jax.Array:
+    """Of learning, and of judging."""
+    return jax.random.split(jax.random.key(config.seed))
 
 
 def problem(name: str, config: Config) -> tuple[Any, Callable[[Any], Any], Any]:
@@ -137,21 +148,25 @@ class Error(NamedTuple):
     lost: int  # tasks that diverged, left out of both
 
 
-def judged(
-    name: str, config: Config, theta: Any, shots: int, key: jax.Array
-) -> dict[int, Error]:
+def judged(name: str, config: Config, theta: Any, shots: int) -> dict[int, Error]:
     """By the number of steps."""
     # Reptile's own objective is a distance; its start is judged as MAML's is.
     method = METHODS["maml" if name == "reptile" else name]
     family = Family(shots, config.judged_points, config.frequency, config.dtype)
+    _, key = _keys(config)
 
-    def errors(theta: Any, steps: int) -> jax.Array:
-        tasks = mean(method, family, steps, config.inner, config.judged_tasks, key)
-        return tasks.values(theta)
+    @jax.jit
+    def errors(theta: Any) -> list[jax.Array]:
+        after = [
+            mean(method, family, steps, config.inner, config.judged_tasks, key)
+            for steps in config.judged_after
+        ]
+        return [tasks.values(theta) for tasks in after]
 
     found = {}
-    for steps in config.judged_after:
-        values = np.asarray(jax.jit(errors, static_argnums=1)(theta, steps))
+    for steps, values in zip(
+        config.judged_after, map(np.asarray, errors(theta)), strict=True
+    ):
         kept = values[values < _DIVERGED]  # nan is not
         half = 1.96 * np.std(kept) / np.sqrt(max(len(kept), 1))
         average = np.mean(kept) if len(kept) else np.nan
@@ -218,10 +233,10 @@ def difference(ours: Any, theirs: Any) -> float:
     return float(apart / optax.tree.norm(theirs))
 
 
-def _learn(
-    name: str, config: Config, start: Any, make: Any, engine: Any, key: jax.Array
-) -> metalr.Learned:
+def learned_start(name: str, config: Config) -> metalr.Learned:
     """The whole outer loop; it continues where an earlier process was stopped."""
+    start, make, engine = problem(name, config)
+    key, _ = _keys(config)
     options: dict[str, Any] = {
         "key": key,
         "outer_optimizer": optax.adam(config.meta_rate),

@@ -19,6 +19,7 @@ from ..optimizers.update import made, standard, update
 from . import derivatives as _derivatives
 from .arguments import (
     batches_of,
+    check_functions,
     is_function,
     pair,
     params_of,
@@ -167,10 +168,13 @@ class Unrolled(Unroll):
     outer_weights: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("loss", "optimizer"):
-            if not callable(getattr(self, name)):
-                msg = f"{name} = {getattr(self, name)!r} must be a function"
-                raise ValueError(msg)
+        check_functions(
+            self.model_state,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            outer_loss=self.outer_loss,
+            batches=self.batches,
+        )
         note = ": it counts updates, the length of a scan"
         _set(self, "steps", int_at_least(self.steps, "steps", 0, note=note))
         if not isinstance(self.guarded, bool):

@@ -146,3 +146,17 @@ def test_a_figure_is_comparable_in_its_own_setting_alone():
     assert row["comparable"] == "no: steps 100 instead of 60000"
     assert row["holds"] is None
     assert papers.beside("anil", 5, errors, theirs) == {}
+
+
+def test_the_published_rows_are_the_six_figures_of_the_table(monkeypatch):
+    from experiments._published import sinusoids
+
+    def errors_of(name, config):
+        assert not papers.departures(papers.META_SGD, config)
+        for shots in config.judged_shots:
+            yield shots, {1: maml.Error(0.6, 0.05, 0)}
+
+    monkeypatch.setattr(maml, "errors_of", errors_of)
+    rows = list(sinusoids.rows(steps=60_000, seed=0))
+    assert [row.published for row in rows] == [1.13, 0.85, 0.71, 0.9, 0.63, 0.5]
+    assert [row.holds for row in rows] == [False, False, True, False, True, True]
