@@ -178,9 +178,8 @@ def test_float32_stays_and_runs_of_several_keys_go_at_once(name):
     step = lambda state, _: (jax.vmap(solver.update)(state), None)
     many, _ = jax.lax.scan(step, start, length=3)  # a carry keeps its dtypes
     assert many.hyper.dtype == "float32"
-    one = solver.init(z, x, keys[1])
-    for _ in range(3):
-        one = solver.update(one)
+    alone = lambda state, _: (solver.update(state), None)
+    one, _ = jax.lax.scan(alone, solver.init(z, x, keys[1]), length=3)
     assert_close(many.hyper[1], one.hyper, rtol=1e-4)
 
 
