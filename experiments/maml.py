@@ -89,6 +89,7 @@ def run(config: Config) -> Iterator[Record]:
     learning, _ = _keys(config)
     for name in config.methods:
         learned = learned_start(name, config)
+        curve = _smooth(learned.history.value)
         for shots in config.judged_shots:
             errors = judged(name, config, learned.hyper, shots)
             yield {
@@ -96,11 +97,9 @@ def run(config: Config) -> Iterator[Record]:
                 "method": name,
                 "shots": shots,
                 **{f"after_{n}": error.mean for n, error in errors.items()},
-                "plus_minus": max(error.half for error in errors.values()),
+                **{f"plus_minus_{n}": error.half for n, error in errors.items()},
                 "lost": " ".join(str(error.lost) for error in errors.values()),
-                "curve": _smooth(learned.history.value)
-                if shots == config.shots
-                else [],
+                "curve": curve if shots == config.judged_shots[0] else [],
                 **papers.beside(name, shots, errors, config),
             }
         yield {
@@ -286,22 +285,24 @@ def _smooth(values: Any, points: int = 200) -> list[float]:
 
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
-    """Errors on new tasks against inner steps; the meta-loss while learning."""
+    """Errors on new tasks against inner steps; the objective while learning."""
     rows = [r for r in records if r.get("curve")]
     if not rows:
         return {}
     figure, (left, right) = panels(2)
-    for row in rows:
+    for index, row in enumerate(rows):
+        color = f"C{index}"
         after = [int(k.removeprefix("after_")) for k in row if k.startswith("after_")]
-        left.plot(after, [row[f"after_{n}"] for n in after], "o-", label=row["method"])
+        errors = [row[f"after_{n}"] for n in after]
+        left.plot(after, errors, "o-", color=color, label=row["method"])
+        for steps, value, half in row.get("printed", []):
+            left.errorbar(steps, value, half, fmt="x", color=color, capsize=4)
         if row["method"] != "reptile":  # whose objective is a distance
-            right.plot(np.linspace(0, 1, len(row["curve"])), row["curve"], linewidth=1)
-        else:
-            right.plot([], [])
-    for label, points in papers.CURVES.items():
-        left.plot(*zip(*points, strict=True), "k:", marker="x", label=label)
+            share = np.linspace(0.0, 1.0, len(row["curve"]))
+            right.plot(share, row["curve"], color=color, linewidth=1)
+    title = f"{rows[0]['shots']} points to adapt to; ×: as published, where comparable"
+    left.set_title(title, fontsize=8)
     left.set(yscale="log", xlabel="inner steps", ylabel="mean squared error, new tasks")
-    left.set_title(f"{rows[0]['shots']} points to adapt to", fontsize=8)
     left.legend(fontsize=7)
     right.set(yscale="log", xlabel="outer steps, share", ylabel="objective in training")
     return {"maml": figure}
