@@ -19,6 +19,7 @@ from experiments._published import (
     influence_balancing,
     memory,
     sharing,
+    sinusoids,
     theory,
 )
 from experiments._published.row import Row
@@ -31,6 +32,7 @@ PartName: TypeAlias = Literal[
     "hypergradient_descent",
     "network_size",
     "short_horizon",
+    "sinusoids",
 ]
 
 
@@ -47,6 +49,7 @@ class Config(ExperimentConfig):
     sharing_runs: PositiveInt = 10_000
     epochs: PositiveInt = 50  # of hypergradient descent
     horizon: PositiveInt = 20  # of the short-horizon bias
+    meta_steps: PositiveInt = 60_000  # of MAML and Meta-SGD
 
 
 def run(config: Config) -> Iterator[Record]:
@@ -111,6 +114,10 @@ PARTS: dict[PartName, Part] = {
         lambda config: theory.short_horizon_bias(
             steps=config.horizon, dtype=config.dtype
         ),
+    ),
+    "sinusoids": Part(
+        "Li et al. 2017, table 1",
+        lambda config: sinusoids.rows(steps=config.meta_steps, seed=config.seed),
     ),
 }
 """A part is its name in `PartName`, its options in `Config`, and its rows here."""

@@ -22,7 +22,9 @@ class Inner(NamedTuple):
     """The numbers of the inner loop."""
 
     rate: float = 0.01
-    proximal: float = 2.0  # of iMAML: λ/2 ‖w − θ‖² beside the loss
+    proximal: float = (
+        20.0  # of iMAML: λ/2 ‖w − θ‖² beside the loss; it needs H + λI ≻ 0
+    )
     iterations: int = 10  # of conjugate gradients, in iMAML
 
 

@@ -169,6 +169,20 @@ def test_one_key_gives_one_run_and_another_key_another():
     assert not jnp.array_equal(ends[0], ends[2])
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_float32_stays_and_runs_of_several_keys_go_at_once(name):
+    solver = made(name, 2)
+    z, x = jnp.zeros(3, "float32"), jnp.zeros(2, "float32")
+    keys = jax.random.split(jax.random.key(0), 2)
+    start = jax.vmap(lambda key: solver.init(z, x, key))(keys)
+    step = lambda state, _: (jax.vmap(solver.update)(state), None)
+    many, _ = jax.lax.scan(step, start, length=3)  # a carry keeps its dtypes
+    assert many.hyper.dtype == "float32"
+    alone = lambda state, _: (solver.update(state), None)
+    one, _ = jax.lax.scan(alone, solver.init(z, x, keys[1]), length=3)
+    assert_close(many.hyper[1], one.hyper, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
