@@ -65,7 +65,7 @@ class Config(ImagesConfig):
 
     experiment: Literal["hyper_cleaning"] = "hyper_cleaning"
     data: ImageData = BundledImages(test=897)
-    hidden: tuple[PositiveInt, ...] = ()  # () is softmax regression; [300, 10] …
+    hidden: tuple[PositiveInt, ...] = ()  # softmax regression; [300] is 784-300-10
     wrong: float = Field(0.5, gt=0.0, lt=1.0)  # of the training labels
     train: float = Field(0.5, gt=0.0, lt=1.0)  # of what is not test; rest validates
     protocols: tuple[Protocol, ...] = get_args(Protocol)

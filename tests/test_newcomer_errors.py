@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,29 @@ def loss(params, hyper, batch):
     return jnp.sum(params**2)
 
 
-def unrolled(loss=loss, optimizer=optax.sgd, params=None, steps=3, **options):
+def unrolled(
+    loss: Any = loss,
+    optimizer: Any = optax.sgd,
+    params: Any = None,
+    steps: Any = 3,
+    **options: Any,
+):
     params = jnp.ones(2) if params is None else params
     return metalr.Unrolled(loss, optimizer, params, steps=steps, **options)
 
 
-def rollout(step, **options):
+def rollout(step: Any, **options: Any):
     value = options.pop("value", lambda state, hyper: state)
     return metalr.Rollout(step, 1.0, steps=2, value=value, **options)
 
 
-def learn(objective=None, hyper=0.1, outer_optimizer=None, steps=1, **options):
+def learn(
+    objective: Any = None,
+    hyper: Any = 0.1,
+    outer_optimizer: Any = None,
+    steps: Any = 1,
+    **options: Any,
+):
     objective = unrolled() if objective is None else objective
     outer_optimizer = outer_optimizer or optax.adam(0.1)
     return metalr.learn(
@@ -36,7 +49,7 @@ def learn(objective=None, hyper=0.1, outer_optimizer=None, steps=1, **options):
     )
 
 
-def grad(objective, hyper=0.1, *engine):
+def grad(objective: Any, hyper: Any = 0.1, *engine: Any):
     return metalr.hypergradient(objective, hyper, *engine)
 
 
