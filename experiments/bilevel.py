@@ -268,12 +268,14 @@ def _record(
     last = float(np.median(gradients[-max(1, late) :]))
     before = float(np.median(gradients[early : early + max(1, late // 2)]))
     middle = float(np.median(gradients[late:-late])) if late else before
+    flat = gradients[-1] > 0.99 * gradients[int(0.85 * len(gradients))]
+    flat = flat and regime == "full batch"  # without noise, no median is needed
     verdict = "stalls"
     if not np.isfinite(last) or last > 1e3 * start:
         verdict = "diverges"
     elif last <= config.tolerance * start:
         verdict = "converged"
-    elif last < 0.5 * before and last < 0.85 * middle:
+    elif last < 0.5 * before and last < 0.85 * middle and not flat:
         verdict = "still falling"
     record: dict[str, Any] = {
         "method": name,

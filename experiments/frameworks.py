@@ -242,8 +242,11 @@ def digits(config: Config) -> tuple[Digits, Digits]:
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """The derivative by every example's weight: framework against plain functions."""
-    figure, axes = panels(len(records))
-    for axis, record in zip(axes, records, strict=True):
+    columns = min(3, len(records))
+    figure, axes = panels(columns, -(-len(records) // columns))
+    for axis in axes[len(records) :]:
+        axis.set_axis_off()
+    for axis, record in zip(axes, records, strict=False):
         axis.plot(record["weights_plain"], record["weights"], ".", markersize=4)
         axis.axline((0, 0), slope=1, color="black", linewidth=0.6)
         axis.set(

@@ -69,7 +69,7 @@ class Config(ExperimentConfig):
     judged_after: tuple[NonNegativeInt, ...] = (0, 1, 5, 10)
     judged_tasks: PositiveInt = 600
     judged_points: PositiveInt = 100
-    timed_steps: PositiveInt = 300
+    timed_steps: PositiveInt = 2000  # a call of learn costs some milliseconds more
     checkpoint_every: PositiveInt = 5000
 
     @property
