@@ -4,6 +4,8 @@ import ast
 import contextlib
 import importlib
 import io
+import json
+import math
 import re
 from pathlib import Path
 
@@ -88,3 +90,46 @@ def test_what_the_guides_name_is_there():
             thing = metalr
             for part in path.split(".")[1:]:
                 thing = getattr(thing, part)
+
+
+def test_the_commands_of_the_guides_are_there():
+    """A config that is named is in the clone, and so is an experiment."""
+    root = FOLDER.parents[1]
+    found = set()
+    for name in NAMES:
+        text = " ".join(text_of(name).split())
+        found |= set(re.findall(r"experiments (?:run|sweep) (configs/\w+\.yaml)", text))
+        for module in re.findall(r"-m experiments\.(\w+)", text):
+            assert (root / "experiments" / f"{module}.py").is_file()
+    assert "configs/engines.yaml" in found
+    for config in found:
+        assert (root / config).is_file(), config
+
+
+def test_the_numbers_of_the_guides_are_those_of_kept_records():
+    records = FOLDER.parents[1] / "configs" / "records"
+    published = (records / "published.json").read_text()
+    ratio = re.search(r"17\.15 ×", text_of("memory"))
+    assert ratio
+    assert re.search(r"17\.1[45]\d", published)
+    assert "only 1.01" in published
+    assert "1.01 ×" in text_of("memory")
+    diagnosed = json.loads((records / "diagnose.json").read_text())
+    (row,) = (
+        row
+        for row in rows_of(diagnosed)
+        if row.get("problem") == "network, chaotic" and "steepest_chord" in row
+    )
+    assert 5 < row["loss"] < 20
+    assert round(math.log10(abs(row["derivative"]))) == 61
+    assert round(math.log10(row["steepest_chord"])) == 4
+
+
+def rows_of(tree):
+    """All mappings within a record."""
+    if isinstance(tree, dict):
+        yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from rows_of(part)

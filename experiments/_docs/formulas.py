@@ -50,6 +50,7 @@ def mathml(latex: str, *, display: str) -> str:
     from latex2mathml.converter import convert
 
     joined = " ".join(latex.split())
+    joined = re.sub(r"\\(arg)\b", r"\\operatorname{\1}", joined)  # not known to it
     made = convert(joined, display=display)
     return f'<div class="formula">{made}</div>' if display == "block" else made
 

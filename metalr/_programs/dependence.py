@@ -64,7 +64,7 @@ def check_dependence(
     Raises:
         ValueError: if the value does not depend on a leaf, naming its path.
     """
-    missing = independent_leaves(objective, hyper, smooth=smooth)
+    missing = independent_leaves(_scalar(objective), hyper, smooth=smooth)
     if missing:
         kind = "differentiable " if smooth else ""
         msg = (
@@ -74,6 +74,27 @@ def check_dependence(
             "(and is steps > 0)? Otherwise take it out of hyper; jax.grad gives the 0"
         )
         raise ValueError(msg)
+
+
+def _scalar(objective: Objective) -> Objective:
+    """The objective, whose value must be one number.
+
+    Raises:
+        ValueError: when traced, if it returns a function (a `make` without its key) or
+            anything else.
+    """
+
+    def value(hyper: Hyper) -> Any:
+        value = objective(hyper)
+        if callable(value):
+            msg = (
+                f"the objective returned {value!r}, not a value: it makes objectives. "
+                "Call it first, or pass learn the key that it takes (key=…)"
+            )
+            raise ValueError(msg)
+        return value
+
+    return value
 
 
 def _differentiable(eqn: JaxprEqn, facts: Facts) -> Facts:

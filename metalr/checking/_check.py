@@ -61,7 +61,8 @@ def check_hypergrad(
     by `rtol` of the largest entry of each leaf, plus 100 roundings of the value.
     Where hyper or the value is inf or nan, the verdict is "not finite" and says which.
     Of a "differs" it names what is known to cause it: an optimizer that stops a
-    gradient (optax's L-BFGS), rules of the loss's own (`custom_vjp`, `stop_gradient`).
+    gradient (optax's L-BFGS), rules of the loss's own (`custom_vjp`, `stop_gradient`),
+    in the outer loss too, and in the model_state that the loss returns.
 
     Cost: two runs of each engine and its compilation, 25 runs (float64; 11 in float32)
     for each number or direction, and about 9 for the inner gradients. Not to be traced.

@@ -83,7 +83,7 @@ def run_of(objective: Objective, engine: Any) -> Any:
         msg = (
             f"{engine} takes the run apart step by step and needs a metalr.Unrolled or "
             f"metalr.Rollout, not {objective!r}: use Reverse() or Forward() for other "
-            "functions"
+            "functions, and metalr.tasks.Each(engine) for a tasks.Mean"
         )
         raise ValueError(msg)
     return objective

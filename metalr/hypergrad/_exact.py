@@ -112,13 +112,27 @@ def schedule(
 
 def slots_needed(steps: int, min_momentum: float, words: Words) -> int:
     """Rows of the stack for `steps` steps of at least this momentum, one to spare."""
-    ratio = (1.0 + 2.0**-12) / min_momentum
+    ratio = (1.0 + 2.0**-12) / _least_fraction(min_momentum, words)
     bound, rows = 1.0, 0
     for _ in range(steps):
         while bound > words.word_limit:
             bound, rows = math.floor(bound * 2.0**-words.spill_bits) + 1.0, rows + 1
         bound = bound * ratio + 1.0
-    return rows + 2  # a fraction may be below its momentum by a part of a spill
+    # Of momenta that differ, each fraction may be below its own: a part of a spill.
+    return rows + 2
+
+
+def _least_fraction(momentum: float, words: Words) -> float:
+    """What may stand for a momentum of at least this: ½ is less than 0.5019.
+
+    `fraction` is less than 1/(d·max_denominator) below what it stands for.
+    """
+    found = [momentum]
+    for den in range(1, words.max_denominator + 1):
+        num = math.floor(momentum * den)
+        if num > 0 and momentum * den - num < 1.0 / words.max_denominator:
+            found.append(num / den)
+    return min(found)
 
 
 def fraction(value: Float[Array, "..."], words: Words) -> tuple[Array, Array]:

@@ -67,6 +67,7 @@ def hypergradient(objective: Objective, hyper: Hyper, engine: Engine = _REVERSE)
         0.03125 -0.25
     """
     _check_engine(engine)
+    _check_objective(objective)
     hyper = float_leaves(hyper, "hyper")
     result = _compiled(objective, hyper, engine)
     verify(engine, result)
@@ -207,6 +208,15 @@ def _named(engine: Any, call: Any) -> Any:
 def _check_engine(engine: Any) -> None:
     if not callable(engine) or isinstance(engine, type):
         msg = f"engine = {engine!r} must be an engine such as metalr.Reverse()"
+        raise ValueError(msg)
+
+
+def _check_objective(objective: Any) -> None:
+    if not callable(objective):
+        msg = (
+            f"objective = {objective!r} must be a metalr.Unrolled or another function "
+            "of hyper: it comes first, hypergradient(objective, hyper, engine)"
+        )
         raise ValueError(msg)
 
 

@@ -33,7 +33,7 @@ def made(optimizer: Callable[[Hyper], Any], hyper: Hyper) -> Any:
     `piecewise_constant_schedule`.
 
     Raises:
-        ValueError: if one of these is a hyperparameter.
+        ValueError: if one of these is a hyperparameter, or if its number is asked for.
     """
     try:
         return optimizer(hyper)
@@ -45,6 +45,16 @@ def made(optimizer: Callable[[Hyper], Any], hyper: Hyper) -> Any:
             "`lambda count: h * optax.warmup_cosine_decay_schedule(0.0, 1.0, 10, "
             "100)(count)`, or write the formula, `lambda count: 0.1 * h ** (count / "
             "10)` for exponential_decay; in a function of your own, use jnp.where"
+        )
+        raise ValueError(msg) from error
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+    ) as error:
+        msg = (
+            "making the optimizer asks for the number in a hyperparameter (float(h), "
+            "np.asarray(h)), which is not known while it is traced: use h as it is, "
+            "with jnp in place of np"
         )
         raise ValueError(msg) from error
 

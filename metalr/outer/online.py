@@ -110,7 +110,10 @@ def online(
         Scalable gradient-based tuning of continuous regularization hyperparameters.
     """
     if not isinstance(objective, Unrolled):
-        msg = f"online adapts within the run of a metalr.Unrolled, not {objective!r}"
+        msg = (
+            f"online adapts within the run of a metalr.Unrolled, not {objective!r}: "
+            "for another run take metalr.windows"
+        )
         raise ValueError(msg)
     if isinstance(objective.optimizer, PerStep):
         msg = (

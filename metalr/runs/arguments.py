@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from .._checks import float_leaves, leading_axis, path_name
 from .._types import Params, PyTree
+from ..optimizers.update import is_transformation
 from .run import is_float
 
 
@@ -35,7 +36,7 @@ def params_of(params: Any, name: str) -> Params:
     def check(path: tuple[Any, ...], leaf: Any) -> Array:
         try:
             array = strong(leaf)
-        except TypeError:
+        except (TypeError, ValueError):  # a ValueError for text
             msg = (
                 f"{path_name(name, path)} = {leaf!r} is {type(leaf).__name__}, no "
                 "array: split the model first, e.g. arrays, rest = eqx.partition(model,"
@@ -70,7 +71,15 @@ def batches_of(batches: Any, steps: int) -> PyTree:
             "jnp.stack(b), *batches) (a pytree of several parts is a tuple or dict)"
         )
         raise ValueError(msg)
-    batches = jax.tree.map(jnp.asarray, batches)
+    try:
+        batches = jax.tree.map(jnp.asarray, batches)
+    except (TypeError, ValueError):
+        msg = (
+            f"batches = {batches!r} is no pytree of arrays: draw steps = {steps} of "
+            "them and stack them, jax.tree.map(lambda *b: jnp.stack(b), *drawn), or "
+            "pass a function index -> batch"
+        )
+        raise ValueError(msg) from None
     leading_axis(batches, steps)
     return batches
 
@@ -91,6 +100,55 @@ def weights_of(weights: Any, steps: int) -> Array:
     return array
 
 
+def accepts(function: Any, name: str, names: tuple[str, ...]) -> None:
+    """Refuse a function that cannot be called with so many arguments.
+
+    Raises:
+        ValueError: naming what it takes and what it will be given.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # not a Python function
+        return
+    by_name = {"opt_state": None} if "opt_state" in signature.parameters else {}
+    try:
+        signature.bind(*names, **by_name)
+    except TypeError:
+        msg = (
+            f"{name} takes {signature}, but is called as {name}({', '.join(names)}): "
+            "give it these arguments, used or not"
+        )
+        raise ValueError(msg) from None
+
+
+def check_functions(model_state: Any, **given: Any) -> None:
+    """Refuse parts of an `Unrolled` that are no functions, or of other arguments.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    if is_transformation(given["optimizer"]):
+        msg = (
+            "optimizer is an optax transformation that is made already, but must be a "
+            "function from hyper to one: optax.sgd, or lambda hyper: optax.sgd(0.1)"
+        )
+        raise ValueError(msg)
+    state = () if model_state is None else ("model_state",)
+    wanted = {
+        "loss": ("params", "hyper", "batch", *state),
+        "optimizer": ("hyper",),
+        "outer_loss": ("params", "hyper", *state),
+        "batches": ("index",),
+    }
+    for name, names in wanted.items():
+        part = given[name]
+        if callable(part):
+            accepts(part, name, names)
+        elif name != "batches" and not (name == "outer_loss" and part is None):
+            msg = f"{name} = {part!r} must be a function of {', '.join(names)}"
+            raise ValueError(msg)
+
+
 def takes_opt_state(outer_loss: Any) -> bool:
     """Whether an outer loss asks for the optimizer's state, by the name `opt_state`."""
     try:
@@ -107,6 +165,9 @@ def real_scalar(value: Any, name: str) -> Any:
             "carries along or measures goes into model_state, with which the inner "
             "loss returns (scalar, new_model_state)"
         )
+        raise ValueError(msg)
+    if value is None:
+        msg = f"{name} returned None, but must return a real scalar: return it"
         raise ValueError(msg)
     if not hasattr(value, "dtype"):
         value = jnp.asarray(value)

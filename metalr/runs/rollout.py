@@ -11,7 +11,7 @@ from jaxtyping import Array
 from .._checks import int_at_least, leading_axis, path_name, positive_int
 from .._programs.statics import Form, flatten, unflatten
 from .._types import Hyper, PyTree, Scalar
-from .arguments import is_function, real_scalar, strong
+from .arguments import accepts, is_function, real_scalar, strong
 from .run import State, Unroll
 
 
@@ -78,10 +78,15 @@ class Rollout(Unroll):
         inputs: Any = None,
         checkpoints: int | None = None,
     ) -> None:
-        for name, function in (("step", step), ("value", value)):
+        wanted = (
+            ("step", step, ("state", "hyper", "x")),
+            ("value", value, ("state", "hyper")),
+        )
+        for name, function, names in wanted:
             if not callable(function):
-                msg = f"{name} = {function!r} must be a function"
+                msg = f"{name} = {function!r} must be a function of {', '.join(names)}"
                 raise ValueError(msg)
+            accepts(function, name, names)
         steps = int_at_least(steps, "steps", 0)
         if not is_function(init):
             init = _arrays(init)

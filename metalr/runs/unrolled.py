@@ -19,6 +19,7 @@ from ..optimizers.update import made, standard, update
 from . import derivatives as _derivatives
 from .arguments import (
     batches_of,
+    check_functions,
     is_function,
     pair,
     params_of,
@@ -39,7 +40,15 @@ from .gradient import (
 )
 from .microbatch import in_microbatches
 from .precision import cast, like, moved, wide, widest
-from .run import Bar, Unroll, advance, at_least_float32, is_float, moving, refilled
+from .run import (
+    Bar,
+    Unroll,
+    at_least_float32,
+    is_float,
+    moving,
+    refilled,
+    whole,
+)
 
 
 class State(NamedTuple):
@@ -167,10 +176,13 @@ class Unrolled(Unroll):
     outer_weights: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("loss", "optimizer"):
-            if not callable(getattr(self, name)):
-                msg = f"{name} = {getattr(self, name)!r} must be a function"
-                raise ValueError(msg)
+        check_functions(
+            self.model_state,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            outer_loss=self.outer_loss,
+            batches=self.batches,
+        )
         note = ": it counts updates, the length of a scan"
         _set(self, "steps", int_at_least(self.steps, "steps", 0, note=note))
         if not isinstance(self.guarded, bool):
@@ -255,11 +267,9 @@ class Unrolled(Unroll):
         start = self._start(hyper)
         dtype = widest(start)
         opt_state = self.transformation(cast(hyper, dtype)).init(trained(start))
-        total = (
-            None
-            if self.outer_weights is None
-            else jnp.zeros((), jnp.promote_types(dtype, "float32"))
-        )
+        total = None
+        if self.outer_weights is not None:
+            total = jnp.zeros((), jnp.promote_types(dtype, "float32"))
         carried = jax.tree.map(wide, _tag(start, "params"))
         return State(carried, opt_state, self.model_state, total)
 
@@ -281,7 +291,7 @@ class Unrolled(Unroll):
         """As `Unroll.pull_back`; cheaper where the inner field is a gradient.
 
         The optimizer's update is pulled back by `jax.vjp`, and the inner gradient by
-        `gradient.pull_back`: nothing within it is kept.
+        `field`: nothing within it is kept.
         """
         if self.model_state is not None:
             return super().pull_back(hyper, state, index, bar)
@@ -515,32 +525,14 @@ class Unrolled(Unroll):
 
 @compiled
 def _final_params(objective: Unrolled, hyper: Hyper) -> Params:
-    prepared = objective.prepare(hyper)
-    start = objective.init(prepared)
-    state, _ = advance(
-        objective,
-        prepared,
-        start,
-        0,
-        objective.steps,
-        checkpoints=objective.checkpoints,
-    )
-    return objective._narrow(prepared, state)
+    end = whole(objective, hyper, records=False).state
+    return objective.public(objective.prepare(hyper), end).params
 
 
 @compiled
 def _trajectory(objective: Unrolled, hyper: Hyper) -> tuple[Array, State]:
-    hyper = objective.prepare(hyper)
-    state, records = advance(
-        objective,
-        hyper,
-        objective.init(hyper),
-        0,
-        objective.steps,
-        records=True,
-        checkpoints=objective.checkpoints,
-    )
-    return records.loss, state
+    run = whole(objective, hyper)
+    return run.records.loss, run.state
 
 
 @compiled

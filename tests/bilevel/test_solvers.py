@@ -169,6 +169,26 @@ def test_one_key_gives_one_run_and_another_key_another():
     assert not jnp.array_equal(ends[0], ends[2])
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_an_update_keeps_the_form_of_the_state(name):
+    """Float32 among float64 data: what a scan's carry needs."""
+    solver = made(name, 2)
+    state = solver.init(jnp.zeros(3, "float32"), jnp.zeros(2, "float32"))
+    before, after = (jax.eval_shape(f, state) for f in (lambda s: s, solver.update))
+    assert before == after
+    assert after.hyper.dtype == "float32"
+
+
+def test_runs_of_several_keys_go_at_once():
+    solver = made("SOBA", 2)
+    start = lambda key: solver.init(jnp.zeros(3), jnp.zeros(2), key)
+    run = lambda key: (
+        jax.lax.fori_loop(0, 3, lambda _, state: solver.update(state), start(key)).hyper
+    )
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert_close(jax.vmap(run)(keys)[1], run(keys[1]), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

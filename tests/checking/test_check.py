@@ -484,6 +484,35 @@ def test_a_stopped_gradient_in_the_loss_is_the_cause_and_no_fault_of_the_rule():
     assert "the loss stops a gradient" in row(check, "inner").reason
 
 
+def test_a_stop_in_the_outer_loss_of_a_task_or_in_the_model_state_is_named():
+    """First-order MAML and Reptile stop in the one, nnx.BatchNorm in the other."""
+    stop = jax.lax.stop_gradient
+    task = metalr.Unrolled(
+        lambda w, h, b: (w - 1.0) ** 2,
+        lambda h: optax.sgd(0.1),
+        lambda h: h,
+        steps=1,
+        outer_loss=lambda w, h: (h + stop(w - h)) ** 2,
+    )
+    mean = metalr.tasks.Mean([task, task])
+    check = metalr.check_hypergrad(mean, 0.3, engines=[metalr.Reverse()])
+    assert check.verdict == "differs"
+    assert "the outer loss has derivatives of its own (stop_gradient)" in check.reason
+    carried = metalr.Unrolled(
+        lambda w, h, b, state: ((w - 1.0) ** 2, stop(0.9 * state + w)),
+        optax.sgd,
+        0.0,
+        steps=2,
+        outer_loss=lambda w, h, state: (w + state) ** 2,
+        model_state=jnp.array(0.0),
+    )
+    check = metalr.check_hypergrad(carried, 0.3, engines=[metalr.Reverse()])
+    assert check.verdict == "differs"
+    expected = "the model_state that the loss returns has derivatives of its own"
+    assert expected in check.reason
+    assert "the outer loss" not in check.reason
+
+
 @jax.tree_util.register_pytree_node_class
 class LateFault(metalr.Rollout):
     """Pulls back wrongly from step 3 on."""

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import metalr
-from metalr.hypergrad._smoothing import Smoothing
+from metalr.hypergrad._smoothing import Smoothing, normal
 from metalr.hypergrad.evolution import antithetic
 from metalr.hypergrad.persistent import persistent
 from metalr.problems import least_squares
@@ -89,6 +89,36 @@ def test_the_expectation_of_a_persistent_pair_has_fresh_noise_in_each_window(
         assert_close(expected(ETA), per_step, rtol=1e-12)
     assert_close(weight @ values, expected(ETA), rtol=1e-11)
     assert_close(weight @ grads, jax.grad(expected)(ETA), rtol=1e-10)
+
+
+def test_a_short_last_window_has_its_own_inputs_and_noise_also_in_the_outer_loss():
+    # s_3 = 11 h_1 + 100 h_2, L = s_3 h_2, with the noisy rates of the two windows.
+    objective = metalr.Rollout(
+        lambda state, h, x: (state + x * h, None),
+        0.0,
+        steps=3,
+        value=lambda state, h: state * h,
+        inputs=jnp.array([1.0, 10.0, 100.0]),
+    )
+    noise = jnp.array([0.7, -1.3])
+    found, mean = persistent(
+        objective, jnp.array(ETA), jnp.array(SIGMA), 2, lambda index: noise[index]
+    )
+    up, down = (ETA + sign * SIGMA * noise for sign in (1, -1))
+    plus, minus = ((11 * h[0] + 100 * h[1]) * h[1] for h in (up, down))
+    assert_close(mean, 0.5 * (plus + minus), rtol=1e-12)
+    slope = (plus - minus) / (2 * SIGMA) * jnp.sum(noise)
+    assert_close(found, slope, rtol=1e-12)
+
+
+def test_the_standard_error_of_two_pairs_is_half_their_difference():
+    # On h² a pair's estimate is 2ηε²; √(Σ(g − ḡ)² / (2 − 1) / 2) = |g₁ − g₂| / 2.
+    engine = metalr.EvolutionStrategies(SIGMA, 2, jax.random.key(3))
+    found = metalr.hypergradient(lambda h: h**2, ETA, engine)
+    keys = jax.random.split(engine.key, 2)
+    first, second = (2 * ETA * normal(key, jnp.array(ETA)) ** 2 for key in keys)
+    assert_close(found.grad, 0.5 * (first + second), rtol=1e-12)
+    assert_close(found.standard_error, 0.5 * jnp.abs(first - second), rtol=1e-12)
 
 
 @both

@@ -140,6 +140,15 @@ def test_residual_and_stationarity_are_measured(key):
     assert float(hypergradient(L, HYPER, Implicit(**TIGHT)).linear_residual) < 1e-12
 
 
+def test_the_stationarity_of_batches_is_that_of_their_mean():
+    # At w = 2 the gradients h (w − b) of b = 1, 2, 6 are 1, 0, −4: −1 in the mean.
+    loss = lambda w, h, b: 0.5 * h * (w - b) ** 2
+    options = {"steps": 3, "batches": jnp.array([1.0, 2.0, 6.0])}
+    L = Unrolled(loss, lambda h: optax.sgd(0.0), 2.0, **options)
+    found = hypergradient(L, 1.0, Implicit(**TIGHT))
+    assert_close(found.stationarity, jnp.array(1.0), rtol=1e-14)
+
+
 def test_its_hessian_is_that_of_the_minimum(key):
     X, t = data(key)
     L = solved(X, t, HYPER)

@@ -1,6 +1,7 @@
 """`Reversible`: momentum in fixed point, run back to its start bit for bit."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,14 @@ import pytest
 import metalr
 from metalr import Forward, Reversible, Unrolled, hypergradient, per_step
 from metalr.hypergrad import _exact, reversible
-from metalr.hypergrad._exact import WORDS, Buffer, fraction, multiply, schedule
+from metalr.hypergrad._exact import (
+    WORDS,
+    Buffer,
+    fraction,
+    multiply,
+    schedule,
+    slots_needed,
+)
 from tests.helpers import assert_near
 
 FLOAT32, FLOAT64 = WORDS[jnp.dtype("float32")], WORDS[jnp.dtype("float64")]
@@ -313,6 +321,50 @@ def test_leaving_the_range_is_nan_and_never_wraps(rate, scale):
     result = hypergradient(L, jnp.float32(rate), Reversible())
     assert bool(result.overflow)
     assert bool(jnp.isnan(result.value) & jnp.isnan(result.grad))
+
+
+def test_weights_out_of_range_are_noticed_though_they_come_back():
+    # 2^61 units of 2^-44 are 131 072; w is −400 000 after a step and back after two.
+    loss = lambda params, hyper, batch: batch * params
+    L = Unrolled(
+        loss,
+        lambda rate: optax.sgd(rate, 0.9),
+        jnp.array(0.0),
+        steps=2,
+        batches=jnp.array([2.0, -3.8]),
+        outer_loss=lambda params, hyper: params**2,
+    )
+    result = hypergradient(L, jnp.array(2e5), Reversible())
+    assert bool(result.overflow)
+    assert bool(jnp.isnan(result.value))
+    inside = reversed_exactly(hypergradient(L, jnp.array(2.0), Reversible()))
+    assert_close(inside.value, L(2.0), rtol=1e-9, atol=1e-20)
+
+
+def test_a_start_with_something_left_in_a_buffer_is_no_start():
+    zeros = jnp.zeros(3, "int64")
+    rest = Buffer(jnp.zeros(3), jnp.zeros((1, 3), "uint16"))
+    first = reversible._Exact([zeros], [zeros], [rest])
+    tampered = first._replace(buffers=[rest._replace(word=rest.word.at[1].set(1.0))])
+    run: Any = None  # nothing of the run is asked for
+    is_start = functools.partial(reversible._Run.is_start, run)
+    assert bool(is_start(first, first))
+    assert not bool(is_start(tampered, first))
+
+
+@pytest.mark.parametrize("value", [0.5019, 0.3345, 0.98])
+def test_the_stack_has_rows_for_the_smallest_momentum_however_long_the_run(value):
+    """½ stands for 0.5019: it loses a spill more in each 1500 steps."""
+    smallest = jnp.full((10_000, 1), value, "float32")
+    slots = slots_needed(10_000, float(smallest[0, 0]), FLOAT32)
+    assert bool(schedule(smallest, FLOAT32, slots).fits)
+
+
+def test_of_momenta_that_differ_a_row_more_may_be_needed():
+    values = jnp.tile(jnp.array([0.5019, 0.3345], "float32"), 1300)[:, None]
+    slots = slots_needed(2600, float(np.sqrt(0.5019 * 0.3345)), FLOAT32)
+    assert bool(schedule(values, FLOAT32, slots).fits)
+    assert not bool(schedule(values, FLOAT32, slots - 1).fits)
 
 
 def test_fewer_fractional_bits_are_more_range():

@@ -63,6 +63,14 @@ def test_the_branching_covers_all_steps_with_about_the_states_asked_for(steps, n
     assert sum(factors) <= max(n, math.ceil(least)) + 2 * len(factors)
 
 
+def test_the_branching_is_the_shallowest_that_fits():
+    assert branching(100, 100) == [100]
+    assert branching(100, 99) == branching(100, 20) == [10, 10]
+    assert branching(1000, 63) == [32, 32]  # 2√1000 = 63.2
+    assert branching(1000, 62) == [10, 10, 10]
+    assert branching(1000, 1) == [3, 3, 3, 3, 3, 3, 2]  # round(log 1000) levels
+
+
 def counted(steps, engine, microbatch=None):
     """Executions of the inner loss while a hypergradient is computed."""
     calls = []
