@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Float
@@ -34,11 +33,13 @@ Params: TypeAlias = PyTree
 Batch: TypeAlias = Any
 """What one inner step sees: a pytree without the leading `steps` axis, or None."""
 
-Loss: TypeAlias = Callable[[Params, Hyper, Batch], jax.Array]
-"""`loss(params, hyper, batch) -> scalar`: what the inner optimizer descends."""
+Loss: TypeAlias = Callable[..., Any]
+"""`loss(params, hyper, batch) -> scalar`: what the inner optimizer descends; with a
+model_state `loss(params, hyper, batch, model_state) -> (scalar, new_model_state)`."""
 
-OuterLoss: TypeAlias = Callable[[Params, Hyper], jax.Array]
-"""`outer_loss(params, hyper) -> scalar`: what the outer variables are judged by."""
+OuterLoss: TypeAlias = Callable[..., Any]
+"""`outer_loss(params, hyper) -> scalar`: what the outer variables are judged by; with a
+model_state a third argument, and `opt_state=` where it has a parameter of that name."""
 
 Optimizer: TypeAlias = Callable[[Hyper], optax.GradientTransformation]
 """`optimizer(hyper)`: an optax transformation made from the outer variables."""

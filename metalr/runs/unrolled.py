@@ -449,7 +449,7 @@ class Unrolled(Unroll):
         """The inner loss, checked, and the model's new state."""
         if self.model_state is None:
             return real_scalar(self.loss(params, hyper, batch), "loss"), None
-        value, new = pair(self.loss(params, hyper, batch, model_state))  # pyright: ignore[reportCallIssue]
+        value, new = pair(self.loss(params, hyper, batch, model_state))
         return real_scalar(value, "loss"), same_state(model_state, new)
 
     def _field(

@@ -1,5 +1,7 @@
 """Fields that are no gradients: the derivative of the loop, or a refusal by name."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -141,9 +143,8 @@ def test_an_optimizer_that_uses_the_loss_value_is_pulled_back_through_it():
         def update(updates, state, params=None, *, value, **rest):
             return jax.tree.map(lambda g: -h * value * g, updates), state
 
-        return optax.GradientTransformationExtraArgs(
-            lambda p: optax.EmptyState(), update
-        )
+        made: Any = optax.GradientTransformationExtraArgs
+        return made(lambda p: optax.EmptyState(), update)
 
     loss = lambda w, h, b: jnp.sum(w**4) * h + jnp.sum(w)
 

@@ -198,7 +198,8 @@ def test_optimizers_that_use_the_loss_value_are_reversed_through_it():
         def update(updates, state, params=None, *, value, **extra):
             return inner.update(updates, state, params, value=seen(value), **extra)
 
-        return optax.GradientTransformationExtraArgs(inner.init, update)
+        made: Any = optax.GradientTransformationExtraArgs
+        return made(inner.init, update)
 
     def objective(seen):
         optimizer = lambda scaling: polyak(scaling, seen)

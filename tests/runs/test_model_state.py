@@ -178,7 +178,7 @@ def test_an_outer_loss_may_see_the_optimizers_state():
         state = tx.init(params)
         for _ in range(3):
             updates, state = tx.update(params, state, params)
-            params = params + updates
+            params = optax.apply_updates(params, updates)
         return judged(params, rate, opt_state=state)
 
     for engine in ENGINES[:4]:
@@ -202,7 +202,7 @@ def test_schedule_free_weights_are_judged_by_the_average_of_the_optimizer():
         state = tx.init(params)
         for _ in range(4):
             updates, state = tx.update(jax.grad(target)(params, 0, 0), state, params)
-            params = params + updates
+            params = optax.apply_updates(params, updates)
         return judged(params, rate, opt_state=state)
 
     for engine in ENGINES[:4]:
