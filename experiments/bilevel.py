@@ -295,7 +295,7 @@ def _record(
 
 
 def _why(name: str, regime: str) -> str:
-    """What keeps a method from ∇h = 0 in a regime: tests hold each of them."""
+    """What keeps a method from ∇h = 0 in a regime, as its theory has it."""
     noise = "" if regime == "full batch" else "noise of the minibatches"
     bias = {
         "StocBiO": "terms left out of the Neumann series",
