@@ -85,7 +85,11 @@ def once(function: Callable[..., None]) -> Callable[..., None]:
 
 
 class Frozen:
-    """A value that never changes: what identifies it is found once."""
+    """A value that never changes: what identifies it is found once, and kept on it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but that: a copy is there to be changed."""
+        return {name: x for name, x in self.__dict__.items() if name != "_known"}
 
 
 class Token:

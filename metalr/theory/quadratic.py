@@ -328,7 +328,7 @@ class Quadratic:
     def _check_active(self) -> None:
         traced = isinstance(self.weights, Tracer)
         if self.eigenvalues.size == 0 or not (
-            traced or bool(jnp.any(self.weights > 0))
+            traced or bool(np.any(np.asarray(self.weights) > 0))
         ):
             msg = (
                 "no active eigenvalue: Xᵀ(Xw₀ − t) = 0, the start is already optimal, "

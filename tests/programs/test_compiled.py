@@ -124,3 +124,19 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_closures_die_with_their_user(name):
     assert closures(CALLS[name], times=5) == 0
+
+
+def test_a_changed_copy_is_another_objective():
+    import copy
+
+    import optax
+
+    import metalr
+
+    loss = lambda params, hyper, batch: 0.5 * params**2
+    L = metalr.Unrolled(loss, optax.sgd, 1.0, steps=2)
+    value = L(0.5)
+    other = copy.copy(L)
+    object.__setattr__(other, "steps", 3)
+    assert other(0.5) == 0.25 * value
+    assert L(0.5) == value
