@@ -289,7 +289,7 @@ def _engine(
     objective: metalr.Unrolled, engine: metalr.hypergrad.Engine, bar: Bar | None = None
 ) -> Way:
     def function(hyper: Any) -> Any:
-        value, grad = metalr.hypergradient(objective, hyper, engine)
+        value, grad, *_ = metalr.hypergradient(objective, hyper, engine)
         return value, grad
 
     name = str(engine) + ("" if objective.guarded else ", guarded=False")
