@@ -41,7 +41,7 @@ def by_engine(
     """The hypergradient by an engine."""
 
     def function(hyper: Any) -> Any:
-        value, grad = metalr.hypergradient(objective, hyper, engine)
+        value, grad, *_ = metalr.hypergradient(objective, hyper, engine)
         return value, grad
 
     name = str(engine) + ("" if objective.guarded else ", guarded=False")
