@@ -122,7 +122,7 @@ def averaged(share: float, factor: Callable[[Any], Any]) -> Any:
     def init(params: Any) -> tuple:
         return jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params)
 
-    def update(updates: Any, state: tuple, params: Any = None) -> tuple:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
         del params
         count, mean = state
         move = lambda m, d: m + jnp.asarray(share * factor(count), m.dtype) * (d - m)

@@ -11,7 +11,7 @@ import metalr
 from experiments._command.experiment import Record
 from experiments._hyper_cleaning import by_hand
 from experiments._hyper_cleaning.learning import engine
-from experiments._hyper_cleaning.problem import unrolled
+from experiments._hyper_cleaning.problem import cross_entropy, unrolled
 from experiments._hyper_cleaning.training import Training
 from experiments._settings.beside import beside
 
@@ -23,11 +23,11 @@ def at_start(
     objective = training.objective()
     problem = training.problem
     weights = jnp.full(len(problem.given), 0.5, problem.inputs.dtype)
-    theirs = jax.jit(training.by_hand()).lower(weights).compile()
+    theirs: Any = jax.jit(training.by_hand()).lower(weights).compile()
     for name in engines:
         chosen = engine(name, training.steps)
         call = functools.partial(hypergradient, objective, chosen)
-        ours = jax.jit(call).lower(weights).compile()
+        ours: Any = jax.jit(call).lower(weights).compile()
         yield {
             "table": "hypergradients at equal weights, beside hand-written JAX",
             **training.names,
@@ -37,7 +37,7 @@ def at_start(
                 theirs,
                 weights,
                 written=[unrolled, hypergradient],
-                by_hand=[by_hand.hypergradient],
+                by_hand=[by_hand.hypergradient, cross_entropy],
                 rounds=rounds,
             ),
             "MB": ours.memory_analysis().temp_size_in_bytes / 1e6,

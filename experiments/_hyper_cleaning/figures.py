@@ -36,7 +36,7 @@ def _kind(row: Record) -> str:
 
 
 def _weights(ax: Axes, row: Record) -> None:
-    bins = np.linspace(0.0, 1.0, 31)
+    bins = np.linspace(0.0, 1.0, 31).tolist()
     for kind in ("right", "wrong"):
         ax.hist(row["weights"][kind], bins, alpha=0.6, label=f"{kind} labels")
     ax.set(xlabel="learned weight", ylabel="examples", yscale="log")

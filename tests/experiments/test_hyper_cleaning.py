@@ -21,9 +21,8 @@ TINY = {
 
 
 def small(**setting):
-    return hyper_cleaning.Config(
-        **TINY, settings=({"engines": ("reverse", "soba")} | setting,)
-    )
+    named = {"engines": ("reverse", "soba")} | setting
+    return hyper_cleaning.Config(**TINY, settings=(hyper_cleaning.Setting(**named),))
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +79,10 @@ def test_what_was_stopped_goes_on(tmp_path):
 
 
 def test_a_single_loop_on_minibatches():
+    single = hyper_cleaning.Setting(batch=20, protocols=("sigmoid",), engines=("soba",))
     config = hyper_cleaning.Config(
         **{**TINY, "outer_steps": 2, "steps": 5, "solver_updates": 10},
-        settings=({"batch": 20, "protocols": ("sigmoid",), "engines": ("soba",)},),
+        settings=(single,),
     )
     (record,) = hyper_cleaning.run(config)
     assert (record["engine"], hyper_cleaning.size(config)) == ("soba", 1)

@@ -8,7 +8,7 @@ import pytest
 
 import metalr
 from experiments import regularization
-from experiments._regularization.problem import exact_hypergradient
+from experiments._regularization.problem import exact_hypergradient, loss
 from tests.helpers import assert_near
 
 TINY = {"data": {"name": "breast_cancer", "samples": 120}, "outer_steps": 20}
@@ -24,7 +24,7 @@ ETA = jnp.linspace(-3.0, 0.5, 30)
 
 def test_scikit_learns_minimum_is_stationary(problem: regularization.Problem):
     w = jnp.asarray(regularization.exact_minimum(problem, ETA))
-    slope = jax.grad(regularization.loss, argnums=2)(*problem.train, w, ETA, None)
+    slope = jax.grad(loss, argnums=2)(*problem.train, w, ETA, None)
     assert float(jnp.linalg.norm(slope)) < 1e-9
 
 
@@ -45,7 +45,7 @@ def test_the_unrolled_hypergradient_is_the_hand_written_one(
     problem: regularization.Problem,
 ):
     def by_hand(eta):
-        slope = jax.grad(lambda w: regularization.loss(*problem.train, w, eta, None))
+        slope = jax.grad(lambda w: loss(*problem.train, w, eta, None))
         w = trace = jnp.zeros(30)
         for _ in range(8):
             trace = slope(w) + 0.9 * trace
