@@ -40,7 +40,7 @@ def seen(problem: Simulated, name: str, limit: Limit, trace: Trace) -> Seen:
 
 def converged(known: Seen, *, tolerance: float) -> Record:
     """With full batches: where a method ends."""
-    h, own = known.of_h[-1], known.of_own[-1]
+    h, own = float(known.of_h[-1]), float(known.of_own[-1])
     verdict = "still falling"
     if own <= tolerance:
         verdict = "converged" if h <= tolerance else "converged, not to ∇h = 0"
@@ -67,7 +67,7 @@ def floors(known: Seen, *, scales: tuple[float, ...], tolerance: float) -> Recor
         "table": "minibatches at constant rates: floors of the own gradient²",
         "method": known.name,
         "batches": "constant rates",
-        "gradient²": known.of_h[-1],
+        "gradient²": float(known.of_h[-1]),
     }
     for scale, floor in zip(scales, found, strict=True):
         record[f"floor at {scale:g}"] = float(floor)
