@@ -11,11 +11,8 @@ Engstrom (2025), MAGIC: near-optimal data attribution for deep learning.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from scipy.stats import rankdata
-
-import metalr
 
 
 class Score(NamedTuple):
@@ -34,16 +31,6 @@ def subsets(seed: int, n: int, fraction: float, count: int) -> np.ndarray:
     for row in weights:
         row[rng.choice(n, out, replace=False)] = 0.0
     return weights
-
-
-@jax.jit
-def retrained(objective: metalr.Unrolled, weights: jax.Array) -> jax.Array:
-    """The outer loss of a training with each row of weights: the truth."""
-    return jax.lax.map(objective, weights, batch_size=_TOGETHER)
-
-
-_TOGETHER = 5
-"""Trainings that are run side by side."""
 
 
 def predicted(value: Any, grad: Any, weights: np.ndarray) -> np.ndarray:
