@@ -1,21 +1,19 @@
 """What the metagradient costs: against training, plain reverse and hand-written JAX."""
 
-import functools
 import statistics
-import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import metalr
 from experiments._command.experiment import Record
 from experiments._example_weights import by_hand, problems, runs
 from experiments._example_weights.settings import Settings
-from experiments._settings.statements import statements
+from experiments._settings.beside import beside
 from metalr.profiling import compiled
-from metalr.profiling.measure import Program, program_of
+from metalr.profiling.measure import program_of, timed
 
 
 def size(config: Settings) -> int:
@@ -43,7 +41,8 @@ def cost(config: Settings) -> Iterator[Record]:
                 plain = plain or program.temp_bytes
                 row["part_of_plain_reverse"] = program.temp_bytes / plain
             if config.repeats:
-                seconds = _median(program, config.repeats, objective, ones)
+                times = timed(program.run, objective, ones, config.repeats)
+                seconds = statistics.median(times)
                 trained = trained or seconds
                 row |= {"seconds": seconds, "times_training": seconds / trained}
             yield row
@@ -63,30 +62,24 @@ def beside_hand_written(config: Settings) -> Iterator[Record]:
     engine = problems.engines(config)[0]
     for name, training, steps in problem:
         ones = runs.uniform(training)
-        ours = compiled(functools.partial(metagradient, training, steps, engine), ones)
-        theirs = compiled(
-            functools.partial(by_hand.metagradient, training, steps), ones
-        )
-        (value, grad), (value_by_hand, grad_by_hand) = ours.run(ones), theirs.run(ones)
-        row: dict[str, Any] = {
+        ours = compiled(partial(metagradient, training, steps, engine), ones)
+        theirs = compiled(partial(by_hand.metagradient, training, steps), ones)
+        yield {
             "table": "beside hand-written JAX",
             "run": name,
             "T": steps,
             "engine": str(engine),
-            "value_difference": float(jnp.abs(value / value_by_hand - 1.0)),
-            "gradient_difference": float(
-                jnp.linalg.norm(grad - grad_by_hand) / jnp.linalg.norm(grad_by_hand)
+            **beside(
+                ours.run,
+                theirs.run,
+                ones,
+                written=(metagradient, runs.objective),
+                by_hand=(by_hand.metagradient,),
+                rounds=max(1, config.repeats),
             ),
             "temp_bytes": ours.temp_bytes,
             "temp_bytes_by_hand": theirs.temp_bytes,
-            "statements": statements(metagradient, runs.objective),
-            "statements_by_hand": statements(by_hand.metagradient),
         }
-        if config.repeats:
-            row["seconds"] = _median(ours, config.repeats, ones)
-            row["seconds_by_hand"] = _median(theirs, config.repeats, ones)
-            row["cost_ratio"] = row["seconds"] / row["seconds_by_hand"]
-        yield row
 
 
 def metagradient(
@@ -95,16 +88,6 @@ def metagradient(
     """All that a user writes, beside `runs.objective`."""
     value, grad = metalr.hypergradient(runs.objective(run, steps), weights, engine)
     return value, grad
-
-
-def _median(program: Program, repeats: int, *arguments: Any) -> float:
-    """Seconds of a compiled program, after a run that does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        jax.block_until_ready(program.run(*arguments))
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
 
 
 def _horizons(config: Settings) -> tuple[int, ...]:

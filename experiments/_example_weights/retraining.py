@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 
 import metalr
 from experiments._command.errors import ConfigError
-from experiments._command.progress import sweep_progress
+from experiments._command.scan_progress import scan_progress
 
 _CHUNKS = 20
 """Calls that retrainings are made in: a kill loses at most one of them."""
@@ -85,18 +84,14 @@ def retrained(
     count, found = len(weights), kept.read(name)
     losses = np.empty(0) if found is None else found
     size = together * max(1, round(count / (together * _CHUNKS)))
-    console = Console(stderr=True)
-    with sweep_progress(
-        f"retrainings, {name}", total=count, skipped=len(losses), console=console
-    ) as tell:
+    with scan_progress(name, total=count, counts="retraining") as tell:
         while len(losses) < count:
             # The last rows again, so that every call has one shape.
             places = np.minimum(np.arange(size) + len(losses), count - 1)
             values = _values(objective, weights[places], together)
             fresh = np.asarray(values, np.float64)[: count - len(losses)]
             losses = kept.write(name, np.append(losses, fresh))
-            for _ in fresh:
-                tell("finished")
+            tell(len(losses))
     return losses
 
 

@@ -11,7 +11,7 @@ Fraction: TypeAlias = Annotated[float, Field(gt=0.0, lt=1.0)]
 Activation: TypeAlias = Literal["tanh", "relu", "gelu", "softplus"]
 Pooling: TypeAlias = Literal["average", "max"]
 Part: TypeAlias = Literal[
-    "score", "poison", "selection", "smoothness", "cost", "by hand"
+    "score", "orders", "poison", "selection", "smoothness", "cost", "by hand"
 ]
 
 
@@ -51,6 +51,7 @@ class Settings(ImagesConfig):
     data: ImageData = BundledImages(test=400)
     parts: tuple[Part, ...] = (
         "score",
+        "orders",
         "poison",
         "selection",
         "smoothness",

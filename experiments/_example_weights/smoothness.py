@@ -53,7 +53,9 @@ def smoothness(config: Settings, kept: Kept) -> Iterator[Record]:
         training = problems.vision(config, **changed)
         variant = _Variant("conv net", name, training, config.vision.steps, few)
         yield _record(config, variant, kept)
-    for name, changed in _TEXTS.items() if config.text else ():
+    if config.text is None:
+        return
+    for name, changed in _TEXTS.items():
         training = problems.language(config, **changed)
         variant = _Variant("transformer", name, training, config.text.steps, many)
         yield _record(config, variant, kept)
@@ -70,7 +72,7 @@ def _record(config: Settings, variant: _Variant, kept: Kept) -> Record:
         jnp.asarray(subsets, ones.dtype),
         together=config.together,
         kept=kept / "smoothness",
-        name=f"{run}, {name}, {fraction:.1%} left out",
+        name=f"{run}, {name}",
     )
     guess = score.predicted(value, grad, subsets)
     found = score.score(guess, truth, seed=config.seed)

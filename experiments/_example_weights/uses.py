@@ -22,22 +22,24 @@ def poison(config: Settings) -> Iterator[Record]:
     grad = metalr.hypergradient(objective, ones, problems.engines(config)[0]).grad
     own = training.each(objective.final_params(ones), training.train)
     guesses = {"metagradient": grad, "own loss at the end": own}
+    every = accuracy(training, objective, ones)
+    right = accuracy(training, objective, 1.0 - wrong)
+    count = int(wrong.sum())
     for name, guess in jax.tree.map(np.asarray, guesses).items():
         worst = np.argsort(-guess)
-        flagged = worst[: wrong.sum()]
         kept = np.ones(len(guess))
-        kept[flagged] = 0.0
+        kept[worst[:count]] = 0.0
         yield {
             "table": f"wrong labels, {config.wrong:.0%} of them",
             "ranked_by": name,
             "area_under_roc": score.ranked_above(guess, wrong),
-            "wrong_of_the_first_tenth": float(
-                np.mean(wrong[flagged[: max(1, len(flagged) // 10)]])
-            ),
-            "wrong_of_as_many": float(np.mean(wrong[flagged])),
-            "test_accuracy": accuracy(training, objective, ones),
+            **{
+                f"precision_at_{k}": float(np.mean(wrong[worst[:k]]))
+                for k in dict.fromkeys((max(1, count // 4), max(1, count // 2), count))
+            },
+            "test_accuracy": every,
             "test_accuracy_without_flagged": accuracy(training, objective, kept),
-            "test_accuracy_without_wrong": accuracy(training, objective, 1.0 - wrong),
+            "test_accuracy_without_wrong": right,
         }
 
 
