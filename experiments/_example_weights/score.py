@@ -43,12 +43,16 @@ def score(
 ) -> Score:
     """Spearman's correlation of two losses over subsets, with its bootstrap error.
 
-    Resamples of one subset alone, which have no correlation, are left out.
+    Resamples of one subset alone, which have no correlation, are left out; nan where
+    all guesses, or all losses, are equal.
     """
+    if np.ptp(guess) == 0.0 or np.ptp(truth) == 0.0:
+        return Score(np.nan, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(truth), (resamples, len(truth)))
     drawn = _spearman(guess[rows], truth[rows])
-    slope = np.polyfit(guess - guess.mean(), truth - truth.mean(), 1)[0]
+    centered = guess - guess.mean()
+    slope = centered @ truth / (centered @ centered)
     return Score(
         float(_spearman(guess[None], truth[None])[0]),
         float(np.nanstd(drawn, ddof=1)),

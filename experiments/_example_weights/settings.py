@@ -42,7 +42,7 @@ class Text(Model):
     steps: PositiveInt = 64  # of the retrainings
     cost_steps: tuple[PositiveInt, ...] = (16, 64, 256)
     learning_rate: PositiveFloat = 3e-3
-    eps_root: NonNegativeFloat = 1e-6  # of Adam: 0 makes no smooth update
+    eps_root: NonNegativeFloat = 1e-4  # of Adam: the larger, the smoother the run
 
 
 class Settings(ImagesConfig):
@@ -63,7 +63,7 @@ class Settings(ImagesConfig):
     left_out: tuple[Fraction, ...] = (0.01, 0.05)
     retrainings: Annotated[int, Field(ge=3)] = 100  # of each fraction
     together: PositiveInt = 5  # retrainings side by side
-    checkpoints: PositiveInt = 20  # states kept by the engines
+    checkpoints: PositiveInt = 128  # states kept by the engines; more are faster
     wrong: Fraction = 0.1  # part of the labels made wrong, in `poison` and `selection`
     outer_steps: PositiveInt = 10  # of the weights, in `selection`
     outer_rate: PositiveFloat = 0.1

@@ -24,12 +24,11 @@ _NETS: dict[str, dict[str, Any]] = {
 
 _TEXTS: dict[str, dict[str, Any]] = {
     "as configured": {},
-    "batches of 16": {"batch": 16},
+    "eps_root = 1e-6": {"eps_root": 1e-6},
+    "eps_root = 1e-8": {"eps_root": 1e-8},
     "batches of 64": {"batch": 64},
     "twice as wide": {"width": 32},
     "a third of the rate": {"learning_rate": 1e-3},
-    "eps_root = 1e-8": {"eps_root": 1e-8},
-    "eps_root = 1e-4": {"eps_root": 1e-4},
 }
 
 

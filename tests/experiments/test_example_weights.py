@@ -147,6 +147,15 @@ def test_the_score_is_a_rank_correlation():
     assert score.score(swapped, truth).value == pytest.approx(0.8)
 
 
+def test_the_slope_is_that_of_the_line_of_least_squares():
+    guess = np.array([1.0, 2.0, 4.0])
+    assert score.score(guess, 3.0 * guess - 5.0).slope == pytest.approx(3.0)
+
+
+def test_guesses_that_are_all_equal_have_no_score():
+    assert np.isnan(score.score(np.ones(4), np.arange(4.0))).all()
+
+
 def test_the_bootstrap_error_of_independent_losses_is_one_over_root_n():
     a, b = np.random.default_rng(0).normal(size=(2, 400))
     assert score.score(a, b).error == pytest.approx(1 / 20, rel=0.15)
