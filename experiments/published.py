@@ -21,11 +21,13 @@ from experiments._published import (
     sharing,
     sinusoids,
     theory,
+    toy_regression,
 )
 from experiments._published.row import Row
 
 PartName: TypeAlias = Literal[
     "influence_balancing",
+    "toy_regression",
     "reversible_bits",
     "sharing",
     "mixed_mode",
@@ -45,6 +47,8 @@ class Config(ExperimentConfig):
     pairs: PositiveInt = 40_000  # of the evolution strategies on it
     sigma: PositiveFloat = 0.1
     windows: tuple[PositiveInt, ...] = (1, 10, 100)  # of persistent ES
+    toy_updates: PositiveInt = 2000  # published: 20000
+    toy_pairs: PositiveInt = 50
     reversed_steps: PositiveInt = 100_000
     sharing_runs: PositiveInt = 10_000
     epochs: PositiveInt = 50  # of hypergradient descent
@@ -86,6 +90,12 @@ PARTS: dict[PartName, Part] = {
             sigma=config.sigma,
             windows=config.windows,
             seed=config.seed,
+        ),
+    ),
+    "toy_regression": Part(
+        "Vicol et al. 2021",
+        lambda config: toy_regression.rows(
+            updates=config.toy_updates, pairs=config.toy_pairs, seed=config.seed
         ),
     ),
     "reversible_bits": Part(

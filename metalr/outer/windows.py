@@ -140,6 +140,8 @@ def windows(objective: Objective, length: Any, engine: Engine = _REVERSE) -> Win
         if isinstance(engine, PersistentES):
             ensemble = ensemble_of(run, engine, hyper)
         carry = Carry(_strong(run.init(prepared)), zero, zero, ensemble)
+        if isinstance(first, int) and first == 0:  # no step is compiled for nothing
+            return carry
         if persistent:
             again = lambda _, carry: update(carry, hyper)[0]
             return jax.lax.fori_loop(0, first // length, again, carry)
