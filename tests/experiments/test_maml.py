@@ -159,6 +159,20 @@ def test_the_published_rows_are_the_six_figures_of_the_table(monkeypatch):
             yield shots, {1: judging.Error(0.6, 0.05, 0)}
 
     monkeypatch.setattr(maml, "errors_of", errors_of)
-    rows = list(sinusoids.rows(steps=60_000, seed=0))
+    rows = list(sinusoids.table(steps=60_000, seed=0))
     assert [row.published for row in rows] == [1.13, 0.85, 0.71, 0.9, 0.63, 0.5]
     assert [row.holds for row in rows] == [False, False, True, False, True, True]
+
+
+def test_the_rows_of_the_figure_are_judged_in_its_own_setting(monkeypatch):
+    from experiments._published import sinusoids
+
+    def errors_of(name, config):
+        assert not papers.departures(papers.MAML, config)
+        assert (name, config.judged_shots) == ("maml", (5,))
+        yield 5, {n: judging.Error(0.6, 0.05, 0) for n in config.judged_after}
+
+    monkeypatch.setattr(maml, "errors_of", errors_of)
+    rows = list(sinusoids.figure(steps=70_000, seed=0))
+    assert [row.published for row in rows] == [2.8, 0.7, 0.3]
+    assert [row.holds for row in rows] == [False, True, False]
