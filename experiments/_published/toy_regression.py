@@ -67,7 +67,7 @@ def least(points: int = 121) -> float:
 
 
 def rows(*, updates: int, pairs: int, seed: int) -> Iterator[Row]:
-    """Where truncated and persistent derivatives lead, and the exact ones of whole runs.
+    """Where truncated, persistent and exact derivatives lead.
 
     As in the authors' code: Adam of rate 0.01 on windows of ten steps, σ = 0.3; there
     20 000 updates. The exact gradient stays where the truncated one does: what frees
