@@ -16,13 +16,9 @@ points diverge in 5 or 10 steps (the column `lost`). iMAML needs H + λI ≻ 0: 
 conjugate gradients break down and nothing is learned.
 """
 
-import ast
 import functools
-import inspect
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from types import CodeType, FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -40,6 +36,7 @@ from experiments._maml import by_hand, papers
 from experiments._maml.methods import METHODS, Inner, Method
 from experiments._maml.sinusoids import Family, network
 from experiments._report.style import panels
+from experiments._settings.beside import difference, in_turns, statements
 from experiments.resume import learn_resumably
 from metalr.tasks import Each, Mean
 
@@ -212,16 +209,15 @@ def beside_hand_written(name: str, config: Config, key: jax.Array) -> Record:
             rate=config.meta_rate,
         )
     )
-    seconds, end = _timed(with_metalr, start)
-    seconds_by_hand, end_by_hand = _timed(by_itself, start)
+    turns = in_turns(with_metalr, by_itself, start, rounds=3)
     return {
         "gradient_difference": difference(jax.jit(ours)(start), jax.jit(theirs)(start)),
-        "learned_difference": difference(end, end_by_hand),
-        "milliseconds": 1e3 * seconds / config.timed_steps,
-        "milliseconds_by_hand": 1e3 * seconds_by_hand / config.timed_steps,
-        "cost_ratio": seconds / seconds_by_hand,
-        "statements": _statements(METHODS[name].objective, mean, by_metalr),
-        "statements_by_hand": _statements(gradient, by_hand.learn),
+        "learned_difference": difference(turns.ours, turns.theirs),
+        "milliseconds": 1e3 * turns.seconds / config.timed_steps,
+        "milliseconds_by_hand": 1e3 * turns.seconds_by_hand / config.timed_steps,
+        "cost_ratio": turns.seconds / turns.seconds_by_hand,
+        "statements": statements(METHODS[name].objective, mean, by_metalr),
+        "statements_by_hand": statements(gradient, by_hand.learn),
     }
 
 
@@ -240,12 +236,6 @@ def by_metalr(
         history="scalars",
     )
     return learned.hyper
-
-
-def difference(ours: Any, theirs: Any) -> float:
-    """The norm of the difference over that of theirs."""
-    apart = optax.tree.norm(optax.tree.sub(ours, theirs))
-    return float(apart / optax.tree.norm(theirs))
 
 
 def learned_start(name: str, config: Config) -> metalr.Learned:
@@ -275,52 +265,6 @@ def learned_start(name: str, config: Config) -> metalr.Learned:
             callback=told,
             **options,
         )
-
-
-def _timed(function: Callable[[Any], Any], start: Any) -> tuple[float, Any]:
-    """The best of three, compiled before."""
-    found = jax.block_until_ready(function(start))
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        jax.block_until_ready(function(start))
-        times.append(time.perf_counter() - begun)
-    return min(times), found
-
-
-def _statements(*functions: Callable[..., Any]) -> int:
-    """Those of functions, and of what they lead to in their own modules."""
-    found: dict[str, Any] = {}
-
-    def visit(function: Any) -> None:
-        found[function.__name__] = function
-        for name in _names(function.__code__):
-            other = function.__globals__.get(name)
-            ours = getattr(other, "__module__", None) == function.__module__
-            if ours and isinstance(other, FunctionType) and name not in found:
-                visit(other)
-
-    for function in functions:
-        visit(function)
-    return sum(map(_own_statements, found.values()))
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _own_statements(function: Callable[..., Any]) -> int:
-    """All but docstrings, which are expressions that are constants."""
-    nodes = list(ast.walk(ast.parse(inspect.getsource(function))))
-    text = [
-        node
-        for node in nodes
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    ]
-    return sum(isinstance(node, ast.stmt) for node in nodes) - len(text)
 
 
 def _smooth(values: Any, points: int = 200) -> list[float]:

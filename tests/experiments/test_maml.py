@@ -11,6 +11,7 @@ from experiments import maml
 from experiments._maml import by_hand, methods, papers
 from experiments._maml.methods import METHODS, Inner
 from experiments._maml.sinusoids import Family, Points, Sinusoid, network
+from experiments._settings.beside import difference
 from metalr.tasks import Each, Mean
 from tests.helpers import assert_close
 
@@ -42,7 +43,7 @@ def test_every_meta_gradient_is_that_of_hand_written_jax(name, key):
     # Conjugate gradients amplify rounding; the others are the same sums reordered.
     rtol = 1e-6 if name == "imaml" else 1e-12
     assert_close(found.value, value, rtol=1e-12)
-    assert maml.difference(found.grad, grad) < rtol
+    assert difference(found.grad, grad) < rtol
     assert optax.tree.norm(grad) > 1e-3
 
 
@@ -62,8 +63,8 @@ def test_the_whole_loop_is_the_hand_written_one(key):
         steps=3,
         rate=1e-3,
     )
-    assert maml.difference(ours.hyper, theirs) < 1e-12
-    assert maml.difference(start, theirs) > 1e-5
+    assert difference(ours.hyper, theirs) < 1e-12
+    assert difference(start, theirs) > 1e-5
 
 
 H, C = np.array([0.5, 1.0, 3.0]), np.array([2.0, -1.0, 0.5])
