@@ -18,7 +18,7 @@ from ..hypergrad.hypergradient import as_pytree
 from . import _arguments as arguments
 from .measures import Problem, exponential, logarithm, measures
 from .newton import Newton, newton
-from .rules import Measures, Point, Rule, finite, gradient
+from .rules import Measures, Point, Rule, finite, gradient, select
 
 _REVERSE = Reverse()
 
@@ -33,10 +33,11 @@ class History(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The point of the smallest value so far."""
+    """The point of the fewest lost tasks so far, and of the smallest value then."""
 
     hyper: Hyper
-    value: Scalar
+    value: Scalar  # with a draw for each step: on a further one
+    lost: Scalar
 
 
 class LearnState(NamedTuple):
@@ -154,8 +155,11 @@ def learn(
         rtol: tolerance on the gradient's norm, relative to |value|.
         atol: absolute tolerance on the gradient's norm.
         history: "all", or "scalars": no row of hyper is kept.
-        keep: return the "last" point, or the "best": that of the smallest value, the
-            start included (not with `key`: values of different draws say nothing).
+        keep: return the "last" point, or the "best": that of the smallest value (of
+            those that lost the fewest tasks), the start included. With `key` values of
+            different draws say nothing: each point is judged, and the best one's
+            `value` is, on one further draw that no step sees,
+            `make(jax.random.fold_in(key, 2**32 - 1))`, at a run more an outer step.
         callback: called with the `Learned` of the steps made so far, after every
             `callback_every` outer steps and after the last: for a logger or a progress
             bar. If it returns True, the loop stops there. It changes no bit of the
@@ -173,8 +177,8 @@ def learn(
         ValueError: for hyper that is not floating (or not positive where `log` is
             set), a negative `steps` or tolerance, something that is no optimizer or no
             engine (a class in place of an object), `Newton` on more than one scalar,
-            or with a key or a projection, a hyperparameter that the objective does not
-            depend on, `callback` under `jit` or `vmap`, or a `state`
+            or with a key, a hyperparameter that the objective does not depend on,
+            `callback` under `jit` or `vmap`, or a `state`
             that this outer optimizer does not make of this hyper.
 
     Example:
@@ -207,10 +211,9 @@ def learn(
     steps, callback_every = arguments.counts(steps, callback_every)
     arguments.tolerances(rtol=rtol, atol=atol)
     arguments.functions(objective, engine, project, callback)
-    arguments.choices(history, keep, drawn=key is not None)
+    arguments.choices(history, keep)
     hyper, logs = arguments.start(hyper, log, project)
-    alone = key is None and project is None
-    arguments.optimizer(outer_optimizer, hyper, alone=alone)
+    arguments.optimizer(outer_optimizer, hyper, drawn=key is not None)
     if key is not None:
         key = random_key(key)
         arguments.maker(objective)
@@ -266,11 +269,11 @@ def padded(learned: Learned, steps: int) -> Learned:
 @compiled
 def _begin(problem: Problem, hyper: Hyper, *, method: _Method) -> LearnState:
     """Where the loop starts; a program of its own, so that the loop is one as well."""
-    rule = _rule(method, measures(problem, method.logs))
-    z = logarithm(method.logs)(hyper)
+    measured = measures(problem, method.logs)
+    rule, z = _rule(method, measured), logarithm(method.logs)(hyper)
     zero = jnp.zeros((), jnp.int32)
     point = rule.evaluate(z, zero)
-    best = Best(hyper, point.value) if method.keep == "best" else None
+    best = _judged(measured, point, hyper) if method.keep == "best" else None
     state = LearnState(point, rule.init(point), zero, best)
     # Not weakly typed: what a file gives back is not, and it is the same program then.
     return jax.tree.map(_strongly_typed, state)
@@ -320,7 +323,9 @@ def _loop(
         number = state.step + 1
         point, inner = rule.step(state.point, state.rule, number)
         rows = jax.tree.map(lambda rows, x: rows.at[count + 1].set(x), rows, row(point))
-        best = state.best and _better(state.best, to_hyper(point.z), point.value)
+        best = state.best
+        if best is not None:
+            best = _better(best, _judged(measured, point, to_hyper(point.z)))
         return count + 1, LearnState(point, inner, number, best), rows
 
     rows = jax.tree.map(
@@ -330,7 +335,7 @@ def _loop(
     first = (jnp.zeros((), jnp.int32), state, rows)
     count, state, rows = jax.lax.while_loop(going, outer_step, first)
     if state.best is not None:
-        final, value = state.best
+        final, value, _ = state.best
     else:  # the start is returned as given, not through exp(log(·))
         final = jax.tree.map(
             lambda h, z: jnp.where(count == 0, h, z), hyper, to_hyper(state.point.z)
@@ -339,11 +344,16 @@ def _loop(
     return Learned(final, value, rows, done(state), count, state)
 
 
-def _better(best: Best, hyper: Hyper, value: Scalar) -> Best:
-    lower = (value < best.value) | ~jnp.isfinite(best.value)
-    return jax.tree.map(
-        lambda new, old: jnp.where(lower, new, old), Best(hyper, value), best
-    )
+def _judged(measured: Measures, point: Point, hyper: Hyper) -> Best:
+    if measured.held_out is None:
+        return Best(hyper, point.value, point.lost)
+    return Best(hyper, *measured.held_out(point.z))
+
+
+def _better(old: Best, new: Best) -> Best:
+    lower = (new.lost < old.lost) | (new.lost == old.lost) & (new.value < old.value)
+    lower = jnp.isfinite(new.value) & (lower | ~jnp.isfinite(old.value))
+    return select(lower, new, old)
 
 
 def _rule(method: _Method, measured: Measures) -> Rule:

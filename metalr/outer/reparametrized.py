@@ -49,6 +49,16 @@ class Reparametrized:
         result = differentiate(self.objective, hyper)
         return result._replace(grad=pull_back(result.grad)[0])
 
+    def shortened(
+        self, cut: Callable[[Any, Hyper], tuple[Any, Hyper]], z: PyTree
+    ) -> tuple["Reparametrized", PyTree]:
+        """What `cut` makes of the objective within, and of what f returns."""
+        short, _ = cut(self.objective, self.function(z))
+        few = lambda function, z: cut(self.objective, function(z))[1]
+        return type(self)(
+            short, jax.tree_util.Partial(few, as_pytree(self.function))
+        ), z
+
 
 @jax.tree_util.register_pytree_node_class
 class ReparametrizedRun(Reparametrized, Unroll):
