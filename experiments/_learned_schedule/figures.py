@@ -9,11 +9,11 @@ from experiments._report.style import panels
 
 
 def schedules(rows: Sequence[Record]) -> Figure:
-    """A line of panels for each method."""
+    """A column of panels for each method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure, axes = panels(3, len(methods))
+    figure, axes = panels(len(methods), 3, height=2.8)
     for index, method in enumerate(methods):
-        rates, momenta, losses = axes[3 * index : 3 * index + 3]
+        rates, momenta, losses = axes[index :: len(methods)]
         own = [row for row in rows if row["method"] == method]
         for place, row in enumerate(own):
             color = f"C{place}"
