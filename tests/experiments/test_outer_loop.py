@@ -1,4 +1,4 @@
-"""The outer loop of an experiment: the same with and without a folder, and after both."""
+"""The outer loop of an experiment: the same with a folder and without one."""
 
 import functools
 import sys
