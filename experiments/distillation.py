@@ -8,6 +8,9 @@ Claim: ten learned images train the network to a much higher accuracy than ten r
 with their own best rate, which is chosen on the test images; training on everything is
 better still. The hypergradient is that of hand-written JAX.
 
+`check_hypergrad` (200 of scikit-learn's digits, T = 10, float64) agrees: the engines to
+2e-16, finite differences to 1e-9.
+
 Published, in another setting (all of MNIST, a LeNet, a fixed start): 94 % (Wang, Zhu,
 Torralba, Efros 2018, Dataset distillation, arXiv 1811.10959). Here: 4000 images of
 MNIST to learn from, 1000 to test on, and a small network by default; `network: lenet`

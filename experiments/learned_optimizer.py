@@ -11,6 +11,9 @@ above the full unroll, on the problems trained on and on larger ones. PES over t
 windows is without that bias; what that is worth beside its noise is in the table. The
 hypergradient is that of hand-written JAX.
 
+`check_hypergrad` (d = 4, T = 20, float64, after a random step of the weights) agrees:
+the engines to 9e-17, finite differences to 4e-10.
+
 Published, in other settings, beside which no number of ours stands: PES escapes where
 truncation fails (Vicol, Metz, Sohl-Dickstein 2021, figures 3 to 5).
 """
