@@ -131,14 +131,16 @@ def windows(objective: Objective, length: Any, engine: Engine = _REVERSE) -> Win
         hyper = float_leaves(hyper, "hyper")
         first = _checked_start(first_step, run.steps, length if own else 1)
         prepared, zero = run.prepare(hyper), jnp.zeros((), jnp.int32)
-        state = _strong(run.init(prepared))
+        ensemble = None if own is None else own.begin(run, hyper)
+        start = Carry(_strong(run.init(prepared)), zero, zero, ensemble)
+        if isinstance(first, int) and first == 0:  # no step is compiled for nothing
+            return start
         if own is not None:
             again = lambda _, carry: update(carry, hyper)[0]
-            start = Carry(state, zero, zero, own.begin(run, hyper))
             return jax.lax.fori_loop(0, first // length, again, start)
         onward = lambda i, state: run.step(prepared, state, i)[0]
-        state = jax.lax.fori_loop(0, first, onward, state)
-        return Carry(state, jnp.asarray(first, jnp.int32), zero, None)
+        state = jax.lax.fori_loop(0, first, onward, start.state)
+        return start._replace(state=state, step=jnp.asarray(first, jnp.int32))
 
     def update(carry: Carry, hyper: Hyper) -> tuple[Carry, Any]:
         hyper = float_leaves(hyper, "hyper")
