@@ -47,6 +47,7 @@ class Forward(Options):
         object.__setattr__(self, "chunk", positive_int(self.chunk, "chunk"))
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     def cost(self, objective: Objective, hyper: Hyper) -> float:
         """The run and 1.1 for each tangent, once for each chunk."""

@@ -128,9 +128,61 @@ class Unroll(Frozen):
         return Continued(self, state, first)
 
 
+class Within(Unroll):
+    """A run that is that of its `objective`, but for what a subclass says."""
+
+    objective: Any
+
+    @property
+    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As in the objective, and so is all that follows."""
+        return self.objective.steps
+
+    @property
+    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As in the objective."""
+        return getattr(self.objective, "checkpoints", None)
+
+    def prepare(self, hyper: Hyper) -> Hyper:
+        """As in the objective."""
+        return self.objective.prepare(hyper)
+
+    def init(self, hyper: Hyper) -> State:
+        """As in the objective."""
+        return self.objective.init(hyper)
+
+    def step(
+        self, hyper: Hyper, state: State, index: int | Array
+    ) -> tuple[State, PyTree]:
+        """As in the objective."""
+        return self.objective.step(hyper, state, index)
+
+    def pull_back(
+        self, hyper: Hyper, state: State, index: int | Array, bar: Bar
+    ) -> tuple[Bar, Hyper]:
+        """As in the objective."""
+        return self.objective.pull_back(hyper, state, index, bar)
+
+    def evaluate(self, hyper: Hyper, state: State) -> Scalar:
+        """As in the objective."""
+        return self.objective.evaluate(hyper, state)
+
+    def public(self, hyper: Hyper, state: State) -> State:
+        """As in the objective."""
+        return self.objective.public(hyper, state)
+
+    def accepted(self, state: State) -> State:
+        """As in the objective."""
+        return self.objective.accepted(state)
+
+    def accumulated(self, state: State) -> Scalar | float:
+        """As in the objective."""
+        return self.objective.accumulated(state)
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
-class Continued(Unroll):
+class Continued(Within):
     """A run from a given state on: see `Unroll.continued`. Its arrays are children."""
 
     objective: Any
@@ -138,18 +190,9 @@ class Continued(Unroll):
     first_step: int
 
     @property
-    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def steps(self) -> int:
         """The steps that are left."""
         return self.objective.steps - self.first_step
-
-    @property
-    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As in the whole run."""
-        return self.objective.checkpoints
-
-    def prepare(self, hyper: Hyper) -> Hyper:
-        """As in the whole run."""
-        return self.objective.prepare(hyper)
 
     def init(self, hyper: Hyper) -> State:
         """The given state."""
@@ -160,29 +203,13 @@ class Continued(Unroll):
         self, hyper: Hyper, state: State, index: int | Array
     ) -> tuple[State, PyTree]:
         """Step `first_step` + `index` of the whole run."""
-        return self.objective.step(hyper, state, self.first_step + index)
+        return super().step(hyper, state, self.first_step + index)
 
     def pull_back(
         self, hyper: Hyper, state: State, index: int | Array, bar: Bar
     ) -> tuple[Bar, Hyper]:
         """That of the whole run."""
-        return self.objective.pull_back(hyper, state, self.first_step + index, bar)
-
-    def evaluate(self, hyper: Hyper, state: State) -> Scalar:
-        """As in the whole run."""
-        return self.objective.evaluate(hyper, state)
-
-    def public(self, hyper: Hyper, state: State) -> State:
-        """As in the whole run."""
-        return self.objective.public(hyper, state)
-
-    def accepted(self, state: State) -> State:
-        """As in the whole run."""
-        return self.objective.accepted(state)
-
-    def accumulated(self, state: State) -> Scalar | float:
-        """As in the whole run."""
-        return self.objective.accumulated(state)
+        return super().pull_back(hyper, state, self.first_step + index, bar)
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], int]:
         """Objective and state are children."""
