@@ -181,7 +181,9 @@ class IntegerRun(NamedTuple):
             self.floats(state.trace, "trace"),
             self.hyper,
         )
-        return state, Adjoint(*by, end), self.overflow(state)
+        by_params, by_trace, by_hyper = by
+        adjoint = Adjoint(by_params, by_trace, by_hyper, end)
+        return state, adjoint, self.overflow(state)
 
     def to_hyper(self, adjoint: Adjoint, hyper: Hyper) -> Hyper:
         """The gradient in the dtypes of the user's hyper, through the start as well."""

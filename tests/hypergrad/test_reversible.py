@@ -364,7 +364,8 @@ def test_a_start_with_something_left_in_a_buffer_is_no_start():
     rest = Buffer(jnp.zeros(3), jnp.zeros((1, 3), "uint16"))
     first = Integers([jnp.zeros(3, "int64")], [jnp.zeros(3, "int64")], [rest])
     tampered = first._replace(buffers=[rest._replace(word=rest.word.at[1].set(1.0))])
-    run: Any = IntegerRun(*(None,) * 2, FLOAT64, None)  # nothing more is asked for
+    nothing: Any = None  # is asked of the run but its words
+    run = IntegerRun(nothing, nothing, FLOAT64, nothing)
     assert bool(run.is_start(first, start))
     assert not bool(run.is_start(tampered, start))
     assert not bool(run.is_start(first, start.at[2].set(1e-3)))
