@@ -18,7 +18,7 @@ integers that wrap around.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,19 +64,15 @@ def multiply(
 
 
 def in_place_if(
-    flag: Bool[Array, ""], function: Callable[..., Carry], carry: Carry, *fixed: Any
+    flag: Bool[Array, ""], function: Callable[[Carry], Carry], carry: Carry
 ) -> Carry:
-    """`function(carry, *fixed)` where the flag is set, else the carry, not copied.
+    """`function(carry)` where the flag is set, else the carry itself, not copied.
 
     A loop of one trip or none: XLA writes the result of a conditional to buffers of
-    its own, the carry of a loop in place. What is made of `fixed` alone is made in the
-    loop too: behind the barrier XLA can't move it out, where it would be made always.
+    its own, the carry of a loop in place.
     """
-
-    def trip(_: Array, carry: Carry) -> Carry:
-        return function(*jax.lax.optimization_barrier((carry, *fixed)))
-
-    return jax.lax.fori_loop(0, flag.astype(jnp.int32), trip, carry)
+    trips = flag.astype(jnp.int32)
+    return jax.lax.fori_loop(0, trips, lambda _, carry: function(carry), carry)
 
 
 def rescale(

@@ -11,7 +11,6 @@ move is made by `turn`.) The gradient's linearization is at hand where the adjoi
 needs it: nothing is computed twice in a step.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -102,8 +101,10 @@ class IntegerRun(NamedTuple):
             V.append(scaled + ahead * push)
             buffers.append(buffer)
 
-        pull = functools.partial(self.pull, index=index, through=through)
-        adjoint = in_place_if(~forward, pull, adjoint, params, V, pushes, loss)
+        def pull(adjoint: Adjoint) -> Adjoint:
+            return self.pull(adjoint, params, V, pushes, loss, index, through)
+
+        adjoint = in_place_if(~forward, pull, adjoint)
         return Integers(W, V, buffers), adjoint
 
     def moved(self, state: Integers, index: Array, forward: Array) -> list[Array]:
