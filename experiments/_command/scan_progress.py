@@ -54,7 +54,12 @@ def watched(objective: metalr.Unrolled, tell: Tell, *, calls: int = 100) -> Watc
 
 @contextmanager
 def scan_progress(
-    name: str, *, total: int, console: Console | None = None, every: float = _EVERY
+    name: str,
+    *,
+    total: int,
+    counts: str = "inner step",
+    console: Console | None = None,
+    every: float = _EVERY,
 ) -> Iterator[Tell]:
     """Show the step that a watched objective is at.
 
@@ -62,6 +67,7 @@ def scan_progress(
         name: what is shown in front.
         total: steps T of the run; it is passed several times where an engine runs steps
             again, or `learn` makes several outer steps.
+        counts: what is counted.
         console: a terminal gets a bar; a file or pipe gets lines without control codes.
             By default that of standard error.
         every: seconds between such lines.
@@ -73,7 +79,7 @@ def scan_progress(
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(f"{name}: inner step", total=total)
+            task = bar.add_task(f"{name}: {counts}", total=total)
             yield lambda index: bar.update(task, completed=int(index))
             jax.effects_barrier()
         return
@@ -83,7 +89,7 @@ def scan_progress(
         nonlocal last
         if time.monotonic() - last >= every:
             last = time.monotonic()
-            console.file.write(f"{name}: inner step {int(index)} of {total}\n")
+            console.file.write(f"{name}: {counts} {int(index)} of {total}\n")
             console.file.flush()
 
     yield line

@@ -35,7 +35,13 @@ class Measures(NamedTuple):
     value: Callable[[PyTree, Array], Scalar]
     value_and_grad: Callable[[PyTree, Array], tuple[Scalar, PyTree, Scalar]]
     project: Callable[[PyTree], PyTree] | None
-    fresh: bool  # each outer step has a draw of its own
+    held_out: Callable[[PyTree], tuple[Scalar, Scalar]] | None
+    """Value and lost tasks on a draw of no step; None where all is of one draw."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether each outer step has a draw of its own."""
+        return self.held_out is not None
 
 
 class Rule(NamedTuple):

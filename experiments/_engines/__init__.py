@@ -1,0 +1,1 @@
+"""The parts of `engines`: what is compared with what, and how."""
