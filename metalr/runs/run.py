@@ -17,6 +17,7 @@ that carries no derivative (an int, a key, what hyper does not move): `moving`.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -226,6 +227,28 @@ def is_run(objective: Any) -> bool:
     return all(hasattr(objective, part) for part in parts)
 
 
+@functools.partial(compiled, inline=True)
+def stepped(
+    objective: Any, hyper: Hyper, state: State, index: Array
+) -> tuple[State, PyTree]:
+    """`objective.step`, traced once however often a program has it."""
+    return objective.step(hyper, state, index)
+
+
+@functools.partial(compiled, inline=True)
+def started(objective: Any, hyper: Hyper) -> State:
+    """`objective.init` of a hyper that is not prepared yet, traced once."""
+    return objective.init(objective.prepare(hyper))
+
+
+@functools.partial(compiled, inline=True)
+def pulled_back(
+    objective: Any, hyper: Hyper, state: State, index: Array, bar: Bar
+) -> tuple[Bar, Hyper]:
+    """`objective.pull_back`, traced once however often a program has it."""
+    return objective.pull_back(hyper, state, index, bar)
+
+
 def advance(
     objective: Any,
     hyper: Hyper,
@@ -239,7 +262,7 @@ def advance(
     """The state after steps `first` to `first + count − 1`, and their records."""
 
     def body(state: State, offset: Array) -> tuple[State, PyTree]:
-        state, record = objective.step(hyper, state, first + offset)
+        state, record = stepped(objective, hyper, state, first + offset)
         return state, record if records else None
 
     return scan(body, state, count, checkpoints)
@@ -330,7 +353,8 @@ def at_rest(objective: Any, hyper: Hyper) -> Bar:
     (value,) = reached(objective.evaluate, still)
     matters = set(value)
     if objective.steps:
-        step = lambda hyper, state: objective.step(hyper, state, jnp.asarray(0))[0]
+        first = jnp.zeros((), jnp.int32)
+        step = lambda hyper, state: stepped(objective, hyper, state, first)[0]
         through = reached(step, given)
         for _ in leaves:
             before = len(moved) + len(matters)
