@@ -12,7 +12,8 @@ windows is without that bias; what that is worth beside its noise is in the tabl
 hypergradient is that of hand-written JAX.
 
 `check_hypergrad` (d = 4, T = 20, float64, after a random step of the weights) agrees:
-the engines to 9e-17, finite differences to 4e-10.
+the engines to 9e-17, finite differences to 4e-10. `diagnose` there finds nothing: 90 %
+of the derivative needs the last 19 of the 20 steps.
 
 Published, in other settings, beside which no number of ours stands: PES escapes where
 truncation fails (Vicol, Metz, Sohl-Dickstein 2021, figures 3 to 5).
@@ -80,9 +81,11 @@ class Config(ExperimentConfig):
     def trainings(self) -> list[tuple[Way, int]]:
         """Each way of meta-training, with the length of its windows."""
         short = [way for way in self.ways if way != "full"]
-        full: list[tuple[Way, int]] = [("full", self.steps)]
-        found = full if "full" in self.ways else []
-        return found + [(way, window) for window in self.windows for way in short]
+        found: list[tuple[Way, int]] = []
+        if "full" in self.ways:
+            found.append(("full", self.steps))
+        found.extend((way, window) for window in self.windows for way in short)
+        return found
 
 
 def size(config: Config) -> int:

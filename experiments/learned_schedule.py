@@ -19,7 +19,7 @@ cosine (R/2 runs) and makes R/2 more, with their hypergradients.
 import functools
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +88,9 @@ def run(config: Config) -> Iterator[Record]:
     runs = 2 * config.outer_steps * config.tasks
     for method in config.methods:
         case = Case(problem, method, sizes)
-        starts: dict[str, Any] = {}
+        starts: dict[Shape, tuple[Any, Any]] = {}
         hyper: Any = None
-        for shape in ("constant", "cosine"):
+        for shape in get_args(Shape):
             best, starts[shape] = tuned(case, shape, runs, grid)
             hyper = of_steps(config.steps, shape, *best)
             yield row(case, shape, hyper, judged(case, hyper, fresh, *test))

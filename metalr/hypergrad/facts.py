@@ -23,6 +23,7 @@ import numpy as np
 
 from .._types import Hyper, Objective
 from ..runs.checkpointing import branching
+from ..runs.run import started
 
 TANGENT, PLAIN_REVERSE, PULL_BACK, REVERSED = 1.1, 2.3, 2.7, 5.3
 """Cost of one tangent, of plain backward, of a step's pullback, and of a whole reversed
@@ -99,8 +100,7 @@ def state_bytes(objective: Any, hyper: Hyper) -> int:
     stated = getattr(objective, "state_bytes", None)
     if stated is not None:
         return stated(hyper)
-    state = jax.eval_shape(lambda h: objective.init(objective.prepare(h)), hyper)
-    return _bytes(state)
+    return _bytes(jax.eval_shape(lambda h: started(objective, h), hyper))
 
 
 def residual_bytes(function: Any, hyper: Hyper) -> int:

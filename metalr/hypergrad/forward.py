@@ -85,6 +85,9 @@ class Forward(Options):
                 lambda h: function(unravel(h)), (flat,), (basis,), has_aux=True
             )
 
+        if flat.size == 1:  # no axis of tangents: it would be traced a second time
+            value, slope, rest = along(jnp.asarray(0))
+            return HyperGradient(value, unravel(slope.astype(flat.dtype)[None])), rest
         indices = jnp.arange(flat.size)
         if self.chunk is None or self.chunk >= flat.size:
             value, slopes, rest = jax.vmap(along, out_axes=(None, 0, None))(indices)

@@ -13,7 +13,7 @@ from .._checks import float_leaves, int_at_least
 from .._types import Hyper, Objective, PyTree, Scalar
 from ..hypergrad import Engine, Reverse
 from ..hypergrad.hypergradient import hypergradient_and_run
-from ..runs.run import Bar, State, Unroll, is_run, refilled
+from ..runs.run import Bar, State, Within, is_run, refilled
 from ..tasks.each import with_own_noise
 from .rules import select
 
@@ -160,22 +160,18 @@ def windows(objective: Objective, length: Any, engine: Engine = _REVERSE) -> Win
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
-class Window(Unroll):
-    """The next `steps` steps of a run, as a run of its own; `first` may be traced."""
+class Window(Within):
+    """The next `length` steps of a run, as a run of its own; `first` may be traced."""
 
     objective: Any
     state: State
     first: Array
-    steps: int
+    length: int
 
     @property
-    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As in the whole run."""
-        return getattr(self.objective, "checkpoints", None)
-
-    def prepare(self, hyper: Hyper) -> Hyper:
-        """As in the whole run."""
-        return self.objective.prepare(hyper)
+    def steps(self) -> int:
+        """Those of the window."""
+        return self.length
 
     def init(self, hyper: Hyper) -> State:
         """The given state, or the start of the run."""
@@ -214,7 +210,7 @@ class Window(Unroll):
 
     def tree_flatten(self) -> tuple[tuple[Any, Any, Any], int]:
         """All but the number of steps are children."""
-        return (self.objective, self.state, self.first), self.steps
+        return (self.objective, self.state, self.first), self.length
 
     @classmethod
     def tree_unflatten(cls, aux: int, children: tuple[Any, Any, Any]) -> "Window":
