@@ -3,28 +3,59 @@ r"""Question: what do the engines cost, in memory and time, against training its
 An MLP 784-256-10 in minibatches of 128 (made-up data), Adam or momentum, T steps; the
 peers are plain reverse mode and equinox's checkpointed loop (extra `bench`). Ratios are
 within one run: programs are compiled first, then run in turns, medians are compared.
+`compile` compares with loops written by hand, building included; `call` with a trivial
+compiled function; `plan` with one training run of a conv net.
 Each row has the target that this project set itself, and whether it was reached.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from matplotlib.figure import Figure
 
 from experiments._command.experiment import Record
-from experiments._engines import against_training, alone, momentum
+from experiments._engines import (
+    against_training,
+    alone,
+    building,
+    calling,
+    momentum,
+    planning,
+)
 from experiments._engines.by_equinox import equinox
 from experiments._engines.options import Options
 from experiments._report.style import panels
+
+Part: TypeAlias = Literal[
+    "scalar",
+    "per_step",
+    "momentum",
+    "long",
+    "mixed",
+    "bits",
+    "vmap",
+    "compile",
+    "call",
+    "plan",
+]
 
 
 class Config(Options):
     """Options of this experiment."""
 
     experiment: Literal["engines"] = "engines"
-    parts: tuple[
-        Literal["scalar", "per_step", "momentum", "long", "mixed", "bits", "vmap"], ...
-    ] = ("scalar", "per_step", "momentum", "mixed", "bits", "vmap", "long")
+    parts: tuple[Part, ...] = (
+        "scalar",
+        "per_step",
+        "momentum",
+        "mixed",
+        "bits",
+        "vmap",
+        "compile",
+        "call",
+        "plan",
+        "long",
+    )
 
 
 _PARTS = {
@@ -35,12 +66,15 @@ _PARTS = {
     "mixed": alone.mixed,
     "bits": momentum.bits,
     "vmap": alone.vmap,
+    "compile": building.building,
+    "call": calling.calling,
+    "plan": planning.planning,
 }
 
 
 def run(config: Config) -> Iterator[Record]:
     """Yield the rows of each part as they are measured."""
-    if "per_step" in config.parts:
+    if {"per_step", "compile"} & {*config.parts}:
         equinox()  # a missing extra is said before anything runs
     for part in config.parts:
         yield from _PARTS[part](config)

@@ -17,20 +17,29 @@ differences.
 import importlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
 import metalr
 from experiments._command.experiment import ConfigError, ExperimentConfig, Record
 from experiments._frameworks import plain
+from experiments._frameworks.figures import figures
 from experiments._frameworks.model import Model, Shape
-from experiments._report.style import panels
+from experiments._frameworks.problem import Digits, digits, objective
+from experiments._settings.beside import (
+    InTurns,
+    difference,
+    in_turns,
+    own_statements,
+)
+
+__all__ = ["Config", "figures", "headline", "run", "size"]
 
 Name: TypeAlias = Literal[
     "flax_nnx", "flax_nnx_as_shipped", "flax_linen", "equinox", "haiku"
@@ -69,20 +78,6 @@ class Config(ExperimentConfig):
     hidden: PositiveInt = 16
 
 
-class Digits(NamedTuple):
-    """Images as rows, and labels."""
-
-    inputs: jax.Array
-    labels: jax.Array
-
-
-class Batch(NamedTuple):
-    """Rows of a step, and the key of its dropout."""
-
-    rows: jax.Array
-    key: jax.Array
-
-
 def size(config: Config) -> int:
     """Records that `run` yields."""
     return len(config.frameworks)
@@ -92,12 +87,27 @@ def run(config: Config) -> Iterator[Record]:
     """Yield one record a framework."""
     for name in config.frameworks:  # all of them, before anything runs
         package(name)
-    training, held_out = digits(config)
+    training, held_out = digits(config.examples, config.dtype)
     for name in config.frameworks:
         shape = Shape(training.inputs.shape[1], config.hidden)
         model = made(name, shape, config)
         both = model, plain.model(model, shape)
-        found = [learned(model, config, training, held_out) for model in both]
+        runs = [
+            objective(
+                one,
+                training,
+                held_out,
+                steps=config.steps,
+                batch=config.batch,
+                seed=config.seed,
+            )
+            for one in both
+        ]
+        turns = hypergradients(runs, start(config, training))
+        found = [
+            learned(one, run, config, training, gradient)
+            for one, run, gradient in zip(both, runs, turns[:2], strict=True)
+        ]
         yield {
             "framework": name,
             "version": package(name).__version__,
@@ -106,6 +116,11 @@ def run(config: Config) -> Iterator[Record]:
             "learned_rate": float(found[0].outer.hyper["rate"]),
             "value_before": float(found[0].value),
             "value_after": float(found[0].outer.value),
+            "milliseconds": 1e3 * turns.seconds,
+            "milliseconds_by_hand": 1e3 * turns.seconds_by_hand,
+            "cost_ratio": turns.seconds / turns.seconds_by_hand,
+            "statements": own_statements(recipe(name)),
+            "statements_by_hand": own_statements(plain),
             "weights": np.asarray(found[0].grad["weights"]).tolist(),
             "weights_plain": np.asarray(found[1].grad["weights"]).tolist(),
         }
@@ -128,11 +143,14 @@ def package(name: Name) -> Any:
         raise ConfigError(msg) from error
 
 
+def recipe(name: Name) -> ModuleType:
+    """The module that takes a framework's model apart."""
+    return importlib.import_module(f"experiments._frameworks.{RECIPES[name].module}")
+
+
 def made(name: Name, shape: Shape, config: Config) -> Model:
     """The model of a framework in the dtype of the run."""
-    recipe = RECIPES[name]
-    module = importlib.import_module(f"experiments._frameworks.{recipe.module}")
-    model = getattr(module, recipe.function)(shape, config.seed)
+    model = getattr(recipe(name), RECIPES[name].function)(shape, config.seed)
     cast = lambda leaf: jnp.asarray(leaf, config.dtype)
     return model._replace(
         params=jax.tree.map(cast, model.params),
@@ -149,14 +167,29 @@ class Found(NamedTuple):
     outer: metalr.Learned
 
 
-def learned(model: Model, config: Config, training: Digits, held_out: Digits) -> Found:
-    """Value, hypergradient and end of the run; and a short outer loop."""
-    run = objective(model, config, training, held_out)
-    hyper = {
+def start(config: Config, training: Digits) -> dict[str, jax.Array]:
+    """The rate, and equal weights."""
+    return {
         "rate": jnp.asarray(config.rate, config.dtype),
         "weights": jnp.ones(len(training.labels), config.dtype),
     }
-    value, grad = metalr.hypergradient(run, hyper)
+
+
+def hypergradients(runs: Sequence[metalr.Unrolled], hyper: Any) -> InTurns:
+    """Value and derivatives, of the framework's model and of plain functions."""
+    ours, theirs = (jax.jit(partial(metalr.hypergradient, run)) for run in runs)
+    return in_turns(ours, theirs, hyper)
+
+
+def learned(
+    model: Model,
+    run: metalr.Unrolled,
+    config: Config,
+    training: Digits,
+    gradient: metalr.HyperGradient,
+) -> Found:
+    """What else is compared: the end of the run, and a short outer loop."""
+    hyper = start(config, training)
     outer = metalr.learn(
         run,
         hyper,
@@ -164,97 +197,19 @@ def learned(model: Model, config: Config, training: Digits, held_out: Digits) ->
         steps=config.outer_steps,
         log={"rate": True, "weights": False},
     )
-    return Found(value, grad, model.to_plain(run.final_params(hyper)), outer)
-
-
-def objective(
-    model: Model, config: Config, training: Digits, held_out: Digits
-) -> metalr.Unrolled:
-    """The held-out cross-entropy after training, of rate and example weights."""
-    sample, drop = jax.random.split(jax.random.key(config.seed))
-    rows = jax.random.randint(
-        sample, (config.steps, config.batch), 0, len(training.labels)
-    )
-    stateful = model.state is not None
-
-    def loss(params: Any, hyper: Any, batch: Batch, state: Any = None) -> Any:
-        inputs, labels = jax.tree.map(lambda x: x[batch.rows], training)
-        logits, state = model.logits(params, state, inputs, batch.key)
-        value = jnp.mean(hyper["weights"][batch.rows] * entropy(logits, labels))
-        return (value, state) if stateful else value
-
-    def outer_loss(params: Any, hyper: Any, state: Any = None) -> jax.Array:
-        del hyper
-        logits, _ = model.logits(params, state, held_out.inputs, None)
-        return jnp.mean(entropy(logits, held_out.labels))
-
-    return metalr.Unrolled(
-        loss,
-        momentum,
-        model.params,
-        steps=config.steps,
-        batches=Batch(rows, jax.random.split(drop, config.steps)),
-        # By the number of parameters, the loss of a model with state or without it.
-        outer_loss=outer_loss if stateful else partial(outer_loss, state=None),
-        model_state=model.state,
-    )
-
-
-entropy = optax.softmax_cross_entropy_with_integer_labels
-
-
-def momentum(hyper: Any) -> optax.GradientTransformation:
-    """SGD of the learned rate."""
-    return optax.sgd(hyper["rate"], 0.9)
+    params = model.to_plain(run.final_params(hyper))
+    return Found(gradient.value, gradient.grad, params, outer)
 
 
 def differences(ours: Found, plain: Found) -> dict[str, float]:
     """The largest relative difference of each result."""
     return {
-        "value_difference": apart(ours.value, plain.value),
-        "rate_difference": apart(ours.grad["rate"], plain.grad["rate"]),
-        "weights_difference": apart(ours.grad["weights"], plain.grad["weights"]),
-        "params_difference": apart(ours.params, plain.params),
-        "learned_difference": apart(ours.outer.hyper, plain.outer.hyper),
+        "value_difference": difference(ours.value, plain.value),
+        "rate_difference": difference(ours.grad["rate"], plain.grad["rate"]),
+        "weights_difference": difference(ours.grad["weights"], plain.grad["weights"]),
+        "params_difference": difference(ours.params, plain.params),
+        "learned_difference": difference(ours.outer.hyper, plain.outer.hyper),
     }
-
-
-def apart(ours: Any, plain: Any) -> float:
-    """The norm of the difference over the norm."""
-    difference = optax.tree.norm(optax.tree.sub(ours, plain))
-    return float(difference / optax.tree.norm(plain))
-
-
-def digits(config: Config) -> tuple[Digits, Digits]:
-    """The first examples of scikit-learn's digits, for training and held out."""
-    from sklearn.datasets import load_digits
-
-    inputs, labels = load_digits(return_X_y=True)
-    if config.examples > len(labels):
-        msg = f"examples = {config.examples}: the data has only {len(labels)}"
-        raise ConfigError(msg)
-    half = config.examples // 2
-    inputs, labels = jnp.asarray(inputs / 16.0, config.dtype), jnp.asarray(labels)
-    parts = [slice(0, half), slice(half, config.examples)]
-    training, held_out = (Digits(inputs[part], labels[part]) for part in parts)
-    return training, held_out
-
-
-def figures(records: Sequence[Record]) -> dict[str, Figure]:
-    """The derivative by every example's weight: framework against plain functions."""
-    columns = min(3, len(records))
-    figure, axes = panels(columns, -(-len(records) // columns))
-    for axis in axes[len(records) :]:
-        axis.set_axis_off()
-    for axis, record in zip(axes, records, strict=False):
-        axis.plot(record["weights_plain"], record["weights"], ".", markersize=4)
-        axis.axline((0, 0), slope=1, color="black", linewidth=0.6)
-        axis.set(
-            xlabel="∂L/∂w, plain functions", ylabel=f"∂L/∂w, {record['framework']}"
-        )
-        worst = record["weights_difference"]
-        axis.set_title(f"{record['framework']}: within {worst:.0e}", fontsize=8)
-    return {"frameworks": figure}
 
 
 def headline(records: Sequence[Record]) -> str:

@@ -1,5 +1,6 @@
 """Checks of what the user passes, shared by everything that takes hyper or params."""
 
+import functools
 from typing import Any
 
 import jax
@@ -20,11 +21,12 @@ def float_leaves(tree: PyTree, name: str) -> PyTree:
     Raises:
         ValueError: if there is no leaf, or one is not a real floating-point number.
     """
-    if not jax.tree.leaves(tree):
+    if _is_strong_float(tree):  # one array: the most frequent, and nothing to copy
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves:
         msg = f"{name} has no leaves ({tree!r}): pass at least one floating-point array"
         raise ValueError(msg)
-
-    leaves, structure = jax.tree.flatten(tree)
     if all(map(_is_strong_float, leaves)):
         return jax.tree.unflatten(structure, leaves)
 
@@ -50,8 +52,13 @@ def _is_strong_float(leaf: Any) -> bool:
     return (
         isinstance(leaf, jax.Array)
         and not leaf.aval.weak_type
-        and jnp.issubdtype(leaf.dtype, jnp.floating)
+        and _is_floating(leaf.dtype)
     )
+
+
+@functools.cache
+def _is_floating(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def one_dtype(tree: PyTree, name: str) -> jnp.dtype:

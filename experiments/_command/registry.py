@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -57,11 +58,15 @@ def docstring(module: str) -> str:
 
 
 def claim(name: str) -> str:
-    """What an experiment claims, from its docstring, in one line; may be empty."""
+    """What an experiment claims, from its docstring, in one line; may be empty.
+
+    It begins with `Claim: `, `Claims: ` or `Claims, …: ` and ends with its paragraph.
+    """
     if name not in _experiments():
         return ""
-    _, _, rest = docstring(_experiments()[name]).partition("Claim: ")
-    return " ".join(rest.partition("\n\n")[0].split())
+    text = docstring(_experiments()[name])
+    found = re.search(r"\bClaims?\b[^:.]*:\s(.+?)(?:\n\n|\Z)", text, re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
 
 
 def _first_line(module: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments._command.errors import ConfigError
 from experiments._docs.formulas import with_formulas
+from experiments._docs.guides_first import guides_first
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = (
@@ -74,7 +75,9 @@ def pages() -> dict[str, str]:
             for name, each in every.items()
         }
         made["index.html"] = render.html_index(every)
-        made[_MARK] = render.search_index(every)
+        below = [f"metalr.guides.{name}" for name in guides()]
+        first = guides_first({n: made[f"{n.replace('.', '/')}.html"] for n in below})
+        made[_MARK] = f"{render.search_index(every)}\n{first}"
     return made
 
 

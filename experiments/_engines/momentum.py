@@ -1,8 +1,10 @@
 """Exact reversal: its cost against training, and the bits that it keeps."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -31,7 +33,22 @@ def momentum(options: Options) -> Iterator[Record]:
             by_engine(objective, metalr.Reverse(checkpoints=places)),
         ]
         title = f"momentum {momentum}, T = {options.steps}"
-        yield from compare(title, ways, hyper, options)
+        rows = list(compare(title, ways, hyper, options))
+        yield from rows
+        # An exact reversal keeps W, V and their adjoints, and the bits that γ loses.
+        weights = sum(leaf.size for leaf in jax.tree.leaves(objective.params))
+        item = jnp.dtype(options.dtype).itemsize
+        lost = options.steps * math.log2(1.0 / momentum)
+        bound = weights * (lost / 8 + 4 * item)
+        training, ours = (1e6 * row["temp_mb"] for row in rows[:2])
+        yield {
+            "table": "what an exact reversal must keep",
+            "momentum": momentum,
+            "T": options.steps,
+            "bound_mb": bound / 1e6,
+            "bound_over_training": bound / training,
+            "this_over_bound": ours / bound,
+        }
 
 
 def bits(options: Options) -> Iterator[Record]:

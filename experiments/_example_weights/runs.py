@@ -85,9 +85,14 @@ def epochs(seed: int, n: int, count: int) -> jax.Array:
     return jnp.asarray(drawn[:count], jnp.int32)
 
 
-def layers(channels: int, pooling: Any) -> tuple[convnet.Layer, ...]:
-    """Two convolutions, each followed by a pool, and a dense layer."""
+def layers(channels: int, pooling: Any, shrink: int = 1) -> tuple[convnet.Layer, ...]:
+    """Two convolutions, each followed by a pool, and a dense layer.
+
+    Where `shrink` is above 1, the images are averaged over such squares first.
+    """
+    first = (convnet.Pool(shrink, kind="average"),) if shrink > 1 else ()
     return (
+        *first,
         convnet.Conv(channels, 3),
         convnet.Pool(2, kind=pooling),
         convnet.Conv(2 * channels, 3),

@@ -11,11 +11,8 @@ Engstrom (2025), MAGIC: near-optimal data attribution for deep learning.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from scipy.stats import rankdata
-
-import metalr
 
 
 class Score(NamedTuple):
@@ -36,16 +33,6 @@ def subsets(seed: int, n: int, fraction: float, count: int) -> np.ndarray:
     return weights
 
 
-@jax.jit
-def retrained(objective: metalr.Unrolled, weights: jax.Array) -> jax.Array:
-    """The outer loss of a training with each row of weights: the truth."""
-    return jax.lax.map(objective, weights, batch_size=_TOGETHER)
-
-
-_TOGETHER = 5
-"""Trainings that are run side by side."""
-
-
 def predicted(value: Any, grad: Any, weights: np.ndarray) -> np.ndarray:
     """The loss at each row of weights, to first order around 1."""
     return float(value) + (weights - 1.0) @ np.asarray(grad, np.float64)
@@ -56,12 +43,16 @@ def score(
 ) -> Score:
     """Spearman's correlation of two losses over subsets, with its bootstrap error.
 
-    Resamples of one subset alone, which have no correlation, are left out.
+    Resamples of one subset alone, which have no correlation, are left out; nan where
+    all guesses, or all losses, are equal.
     """
+    if np.ptp(guess) == 0.0 or np.ptp(truth) == 0.0:
+        return Score(np.nan, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(truth), (resamples, len(truth)))
     drawn = _spearman(guess[rows], truth[rows])
-    slope = np.polyfit(guess - guess.mean(), truth - truth.mean(), 1)[0]
+    centered = guess - guess.mean()
+    slope = centered @ truth / (centered @ centered)
     return Score(
         float(_spearman(guess[None], truth[None])[0]),
         float(np.nanstd(drawn, ddof=1)),

@@ -52,11 +52,11 @@ def language_model(
     blocks: int,
     batch: int,
     steps: int,
-    rate: float,
+    optimizer: optax.GradientTransformation,
     dtype: str,
     seed: int,
 ) -> Training:
-    """Next characters of windows of text by a causal transformer, trained by Adam."""
+    """Next characters of windows of text by a causal transformer."""
     drawn = windows(python_topics(), length, examples + 2 * held_out, seed)
     cuts = (0, examples, examples + held_out, examples + 2 * held_out)
     parts = [drawn.taken(slice(*ends)) for ends in itertools.pairwise(cuts)]
@@ -73,8 +73,6 @@ def language_model(
 
     params = transformer(jax.random.key(seed), length, width, blocks, dtype)
     order = epochs(seed, examples, batch * steps)
-    # ε inside the root: a smooth update where a gradient is about 0.
-    optimizer = optax.adam(rate, eps_root=1e-6)
     train, outer, test = parts
     return Training(each, hits, optimizer, params, train, outer, test, batch, order)
 

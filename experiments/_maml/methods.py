@@ -15,7 +15,8 @@ import optax
 from jax.tree_util import Partial
 
 import metalr
-from experiments._maml.sinusoids import Params, Points, Sinusoid, error
+from experiments._maml.sinusoids import Family, Params, Points, Sinusoid, error
+from metalr.tasks import Mean
 
 
 class Inner(NamedTuple):
@@ -87,6 +88,14 @@ METHODS: dict[str, Method] = {
         imaml, engine=lambda inner: metalr.Implicit(iterations=inner.iterations)
     ),
 }
+
+
+def mean(
+    method: Method, family: Family, steps: int, inner: Inner, tasks: int, key: jax.Array
+) -> Mean:
+    """The mean of the method's objective over tasks drawn from the key."""
+    make = lambda key: method.objective(family.draw(key), steps, inner)
+    return Mean.of(make, jax.random.split(key, tasks))
 
 
 def _run(

@@ -102,49 +102,43 @@ def optax_scan(this: Setting) -> Any:
 def optimistix_optax(this: Setting) -> Any:
     import optimistix
 
-    def objective(hyper):
-        rate = (lambda count: hyper[count]) if this.per_step else hyper
-        solution = optimistix.minimise(
-            lambda params, _: this.loss(params),
-            optimistix.OptaxMinimiser(this.make(rate), rtol=0.0, atol=0.0),
-            this.params,
-            max_steps=this.steps,
-            adjoint=optimistix.RecursiveCheckpointAdjoint(),
-            throw=False,
-        )
-        return this.loss(solution.value)
-
-    return jax.value_and_grad(objective)
+    adjoint = optimistix.RecursiveCheckpointAdjoint()
+    return _optimistix(this, _optimistix_optax(this), adjoint=adjoint)
 
 
 def optimistix_default(this: Setting) -> Any:
-    import optimistix
-
-    def objective(hyper):
-        rate = (lambda count: hyper[count]) if this.per_step else hyper
-        solution = optimistix.minimise(
-            lambda params, _: this.loss(params),
-            optimistix.OptaxMinimiser(this.make(rate), rtol=0.0, atol=0.0),
-            this.params,
-            max_steps=this.steps,
-            throw=False,
-        )
-        return this.loss(solution.value)
-
-    return jax.value_and_grad(objective)
+    return _optimistix(this, _optimistix_optax(this))
 
 
 def optimistix_descent(this: Setting) -> Any:
     import optimistix
 
+    descent = lambda rate: optimistix.GradientDescent(rate, rtol=0.0, atol=0.0)
+    adjoint = optimistix.RecursiveCheckpointAdjoint()
+    return _optimistix(this, descent, adjoint=adjoint)
+
+
+def _optimistix_optax(this: Setting) -> Any:
+    import optimistix
+
+    def solver(hyper):
+        rate = (lambda count: hyper[count]) if this.per_step else hyper
+        return optimistix.OptaxMinimiser(this.make(rate), rtol=0.0, atol=0.0)
+
+    return solver
+
+
+def _optimistix(this: Setting, solver: Any, **options: Any) -> Any:
+    import optimistix
+
     def objective(hyper):
         solution = optimistix.minimise(
             lambda params, _: this.loss(params),
-            optimistix.GradientDescent(learning_rate=hyper, rtol=0.0, atol=0.0),
+            solver(hyper),
             this.params,
             max_steps=this.steps,
-            adjoint=optimistix.RecursiveCheckpointAdjoint(),
             throw=False,
+            **options,
         )
         return this.loss(solution.value)
 

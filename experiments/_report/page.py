@@ -16,14 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments._command.config import ConfigError
-from experiments._command.registry import claim
 from experiments._command.run_folder import environment as environment_of, write
 from experiments._command.tables import cell, is_number, shown
+from experiments._report.gallery import groups
 from experiments._report.inline_svg import inline
-from experiments._report.publish import facts
-from experiments._report.records import CONFIGS, Kept, read_all
+from experiments._report.records import CONFIGS, read_all
 from experiments._report.run_section import run_section
-from experiments._report.sections import Picture, Section, Table, question, summary
+from experiments._report.sections import Picture, Section, Table, summary
 from experiments._report.sweep_sections import sweep_sections
 from experiments._store.results import as_csv
 
@@ -60,18 +59,6 @@ class Column(NamedTuple):
     numeric: bool
 
 
-class Item(NamedTuple):
-    """A published result in the gallery."""
-
-    name: str
-    question: str
-    claim: str
-    headline: str
-    command: str
-    facts: str
-    pictures: list[str]  # data: addresses
-
-
 def write_report(sources: Sequence[Path], out: Path) -> None:
     """Write the page of run folders and stores.
 
@@ -97,8 +84,8 @@ def write_gallery(out: Path, configs: Path = CONFIGS) -> None:
         msg = f"{configs / 'records'} holds no record: name a run or a store"
         raise ConfigError(msg)
     title = "What metalr does: the gallery"
-    items = [_item(kept, configs) for kept in records]
-    _write(out, _page("gallery.html.jinja", title, items=items))
+    shown = groups(records, configs)
+    _write(out, _page("gallery.html.jinja", title, groups=shown))
 
 
 def render(found: Sequence[Section]) -> str:
@@ -142,21 +129,6 @@ def _page(template: str, title: str, **content: Any) -> str:
         script_hash=digest,
         style=Markup(style),
         **content,
-    )
-
-
-def _item(kept: Kept, configs: Path) -> Item:
-    raw = [(configs / "figures" / file) for file in kept.figures]
-    with environment_of(f"show {kept.name}"):
-        data = [base64.b64encode(path.read_bytes()).decode() for path in raw]
-    return Item(
-        kept.name,
-        question(kept.experiment),
-        claim(kept.experiment),
-        kept.headline,
-        kept.command,
-        facts(kept),
-        [f"data:image/png;base64,{text}" for text in data],
     )
 
 

@@ -97,7 +97,7 @@ def statements(*functions: Callable[..., Any]) -> int:
 
     for function in functions:
         visit(function)
-    return sum(map(_own_statements, found.values()))
+    return sum(map(own_statements, found.values()))
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -107,12 +107,14 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _own_statements(function: Callable[..., Any]) -> int:
-    """All but docstrings, which are expressions that are constants."""
-    nodes = list(ast.walk(ast.parse(inspect.getsource(function))))
+def own_statements(source: Any) -> int:
+    """Those of a function or a module; imports and docstrings are not counted."""
+    nodes = list(ast.walk(ast.parse(inspect.getsource(source))))
     text = [
         node
         for node in nodes
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     ]
-    return sum(isinstance(node, ast.stmt) for node in nodes) - len(text)
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    every = sum(isinstance(node, ast.stmt) for node in nodes)
+    return every - len(text) - len(imports)

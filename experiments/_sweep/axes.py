@@ -175,16 +175,21 @@ def _kind(value: Any) -> str | None:
     return None
 
 
+def _told_apart(what: str) -> Discriminator:
+    """Which kind of axis is meant; where it is none, what it must be."""
+    return Discriminator(
+        _kind, custom_error_type="axis", custom_error_message=f"must be {what}"
+    )
+
+
 Axis = Annotated[
     Annotated[NonEmpty, Tag("values")]
     | Annotated[Range, Tag("range axis")]
     | Annotated[Linspace, Tag("linspace axis")]
     | Annotated[LogRange, Tag("log_range axis")],
-    Discriminator(
-        _kind,
-        custom_error_type="axis",
-        custom_error_message="must be a list, or one of {range: [start, stop, step]}, "
-        "{linspace: [low, high, count]}, {log_range: [low, high, count]}",
+    _told_apart(
+        "a list, or one of {range: [start, stop, step]}, "
+        "{linspace: [low, high, count]}, {log_range: [low, high, count]}"
     ),
 ]
 
@@ -193,11 +198,9 @@ RandomAxis = Annotated[
     | Annotated[LogUniform, Tag("log_uniform axis")]
     | Annotated[Integers, Tag("integers axis")]
     | Annotated[Choice, Tag("choice axis")],
-    Discriminator(
-        _kind,
-        custom_error_type="axis",
-        custom_error_message="must be one of {uniform: [low, high]}, "
-        "{log_uniform: [low, high]}, {integers: [low, high]}, {choice: [a, b, …]}",
+    _told_apart(
+        "one of {uniform: [low, high]}, {log_uniform: [low, high]}, "
+        "{integers: [low, high]}, {choice: [a, b, …]}"
     ),
 ]
 

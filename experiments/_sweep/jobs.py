@@ -1,7 +1,9 @@
 """The work of a sweep, as workers import it: compute the points of a job."""
 
 import datetime as dt
+import gc
 import importlib
+import itertools
 import os
 import sys
 import time
@@ -16,6 +18,11 @@ from experiments._command.interrupt import wanted
 from experiments._command.provenance import origin
 from experiments._command.sources import code_version
 from experiments._sweep.boundary import error_text, plain
+
+_JOBS = 10
+"""After so many what JAX keeps of their programs goes: each compiles its own."""
+
+_computed = itertools.count(1)
 
 
 class Job(NamedTuple):
@@ -79,6 +86,17 @@ def compute(job: Job) -> Iterator[Outcome]:
             delivered += 1
     for key, content in points[delivered:]:
         yield _alone(module, key, content)
+    if next(_computed) % _JOBS == 0:
+        _forget()
+
+
+def _forget() -> None:
+    """Let go of programs: else a process grows by some 2 MB with each point."""
+    if "jax" in sys.modules:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def _batched(module: ModuleType, points: Sequence[Point]) -> Iterator[Outcome]:

@@ -22,7 +22,9 @@ _MOST = 512
 """Programs kept for each function; the one used longest ago goes first."""
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], *, inline: bool = False
+) -> Callable[..., Any]:
     """Compile a function of pytrees; keyword arguments are static.
 
     Programs are found by what the structures and the static arguments are (`identity`):
@@ -32,6 +34,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         function: positional arguments are pytrees, or functions that are none, which
             are static; keyword arguments are static.
+        inline: within another program it leaves no trace of its own: equations are
+            put there one by one, as if the function had been traced there.
 
     Returns:
         A function that computes the same, compiled, and composes with every
@@ -48,7 +52,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*given, **static)
 
         run.__name__ = run.__qualname__ = function.__name__
-        return jax.jit(run)
+        return jax.jit(run, inline=inline)
 
     @functools.wraps(function)
     def call(*args: Any, **static: Any) -> Any:
@@ -115,10 +119,14 @@ class _Form:
         return jax.tree.unflatten(self.structure, leaves)
 
 
+_ARRAY = _Form(jax.tree.structure(0.0))
+"""The form of an array alone, and its token: the most frequent argument."""
+
+
 def _known(arg: Any) -> tuple[_Form, Hashable, list[Any]]:
     """Form, token and leaves of an argument; those of a frozen value are kept on it."""
     if not isinstance(arg, Frozen):
-        return _found(arg)
+        return (_ARRAY, _ARRAY, [arg]) if isinstance(arg, jax.Array) else _found(arg)
     known = arg.__dict__.get("_known")
     if known is None:
         known = _found(arg)
@@ -128,8 +136,10 @@ def _known(arg: Any) -> tuple[_Form, Hashable, list[Any]]:
 
 def _found(arg: Any) -> tuple[_Form, Hashable, list[Any]]:
     leaves, structure = jax.tree.flatten(arg)
-    if len(leaves) == 1 and leaves[0] is arg and callable(arg):
-        return _Form(None, arg), _token(arg), []
+    if len(leaves) == 1 and leaves[0] is arg:
+        if callable(arg):
+            return _Form(None, arg), _token(arg), []
+        return _ARRAY, _ARRAY, leaves
     token = structure if _is_plain(structure) else _token(structure)
     return _Form(structure), token, leaves
 

@@ -11,23 +11,16 @@ from jaxtyping import Array
 from .._programs.limits import epsilon
 from .._types import Hyper
 from ..hypergrad import Engine
-from ..runs.unrolled import Unrolled
-from ._causes import causes, loss_rules
+from ._causes import causes
 from ._closed import Closed, closed_form
-from ._differences import Slope, ladder
+from ._differences import CONCLUSIVE, FLOOR, Slope, ladder
 from ._directions import Direction, along_product, differences, directions
 from ._engines import first_line, measure
-from ._inner import inner_slopes
-from ._precision import Precise
+from ._inner_row import inner_row, share_of
+from ._precision import Precise, has_x64
 from ._rows import Row, deviation, finite
 from ._steps import has_own_pull_back, pulled_back
 from ._verdict import Check, conclude, nothing_finite, run_not_finite
-
-_CONCLUSIVE = 1e-2
-"""Relative error above which differences tell nothing."""
-
-_FLOOR = 100.0
-"""Roundings of the value that any derivative may be off by, absolutely."""
 
 
 class Problem(NamedTuple):
@@ -71,7 +64,8 @@ def compare(problem: Problem, engines: list[Engine], random_directions: int) -> 
     if by_differences.status == "inconclusive":
         value = reference.row.value
         rows = [_own_run(row, value, problem.rtol) for row in rows]
-    rows = [*rows, by_differences, *_inner_row(problem), *_pull_back_row(problem)]
+    inner = inner_row(problem.precise, problem.fine_rtol, problem.key)
+    rows = [*rows, by_differences, *inner, *_pull_back_row(problem)]
     wider = problem.precise.dtype if problem.low else None
     wrong = any(row.status == "differs" for row in rows)
     return conclude(
@@ -79,7 +73,7 @@ def compare(problem: Problem, engines: list[Engine], random_directions: int) -> 
         tuple(rows),
         problem.own.dtype,
         wider=wider,
-        x64=_has_x64(),
+        x64=has_x64(),
         cause=causes(*problem.own[:2]) if wrong else "",
     )
 
@@ -175,7 +169,7 @@ def _own_run(row: Row, value: float | None, rtol: float) -> Row:
 def _floor(problem: Problem, dtype: np.dtype) -> Hyper:
     """An absolute error for each leaf: so many roundings of the value."""
     eps = epsilon(dtype)
-    roundings = min(_FLOOR * eps, math.sqrt(eps))  # in bfloat16 a hundred is all
+    roundings = min(FLOOR * eps, math.sqrt(eps))  # in bfloat16 a hundred is all
 
     def least(leaf: Array) -> float:
         return roundings * abs(problem.value) / (float(jnp.max(jnp.abs(leaf))) or 1.0)
@@ -219,45 +213,6 @@ def _differences_row(
     return row._replace(status="agrees" if agrees else "differs")
 
 
-def _inner_row(problem: Problem) -> list[Row]:
-    """The inner gradient of each step, against differences of its loss; the worst."""
-    objective, hyper, dtype = problem.precise
-    if not isinstance(objective, Unrolled) or objective.steps == 0:
-        return []
-    seen = inner_slopes(problem.precise, problem.key)
-    found = seen.slopes
-    least = _FLOOR * epsilon(dtype) * np.abs(seen.losses)
-    size = np.maximum(np.abs(seen.products), np.abs(found.value))
-    with np.errstate(all="ignore"):
-        allowed = problem.fine_rtol * size + found.error + least
-        error = np.abs(seen.products - found.value)
-        told = ~found.kink & (found.error <= _CONCLUSIVE * np.abs(found.value) + least)
-        told &= np.isfinite(seen.products)
-        ratio = np.where(told & (allowed > 0.0), error / allowed, 0.0)
-    worst = int(np.argmax(ratio))
-    scale = float(size[worst]) or 1.0
-    of = _of(seen.steps.size, objective.steps)
-    row = Row(
-        "inner gradient",
-        difference=float(error[worst]) / scale,
-        tolerance=float(allowed[worst]) / scale,
-        leaf=f"params at step {seen.steps[worst]}",
-        reason=(
-            f"of {of} {objective.steps} steps, each on its batch, against finite "
-            f"differences of the inner loss; {int(told.sum())} of them conclusive"
-        ),
-        role="inner gradient",
-    )
-    if not told.any():
-        return [row]
-    if ratio[worst] <= 1.0:
-        return [row._replace(status="agrees")]
-    if loss_rules(objective, hyper) == ("stop_gradient",):
-        reason = f"the loss stops a gradient, as it says; {row.reason}"
-        return [row._replace(reason=reason)]
-    return [row._replace(status="differs")]
-
-
 def _pull_back_row(problem: Problem) -> list[Row]:
     """A run that says how a step is pulled back, against `jax.vjp` of the step."""
     if not has_own_pull_back(problem.precise.objective):
@@ -270,20 +225,16 @@ def _pull_back_row(problem: Problem) -> list[Row]:
     clean = np.where(np.isnan(seen.deviations), 0.0, seen.deviations)
     worst = int(np.argmax(clean))
     run: Any = problem.precise.objective
-    count, steps = seen.steps.size, run.steps
+    steps, of = run.steps, share_of(seen.steps.size, run.steps)
     row = row._replace(
         difference=float(clean[worst]),
         leaf=f"step {seen.steps[worst]}",
-        reason=f"of {_of(count, steps)} {steps} steps, against jax.vjp of the step",
+        reason=f"of {of} {steps} steps, against jax.vjp of the step",
     )
     if np.isnan(seen.deviations).all():
         return [row]
     agrees = clean[worst] <= problem.fine_rtol
     return [row._replace(status="agrees" if agrees else "differs")]
-
-
-def _of(count: int, steps: int) -> str:
-    return "all" if count == steps else f"{count} of the"
 
 
 def _settings(dtype: np.dtype, along: list[Direction]) -> str:
@@ -297,7 +248,7 @@ def _settings(dtype: np.dtype, along: list[Direction]) -> str:
 
 
 def _is_conclusive(slope: Slope, least: float) -> bool:
-    return not slope.kink and slope.error <= _CONCLUSIVE * abs(slope.value) + least
+    return not slope.kink and slope.error <= CONCLUSIVE * abs(slope.value) + least
 
 
 def _worst(
@@ -329,7 +280,3 @@ def _by_coordinate(
 
 def _rows(candidates: list[Candidate]) -> tuple[Row, ...]:
     return tuple(candidate.row for candidate in candidates)
-
-
-def _has_x64() -> bool:
-    return jnp.result_type(float) == np.dtype("float64")

@@ -26,6 +26,13 @@ _FEWEST = 4
 """Steps, where a coarse dtype would leave less to compare."""
 
 
+CONCLUSIVE = 1e-2
+"""Relative error above which differences tell nothing."""
+
+FLOOR = 100.0
+"""Roundings of the value that any derivative may be off by, absolutely."""
+
+
 class Slope(NamedTuple):
     """A derivative by differences, and how far it can be trusted; numbers or arrays."""
 
@@ -69,8 +76,9 @@ def slopes(values: np.ndarray, dtype: np.dtype) -> Slope:
         central = (up - down) / (2.0 * h)
         size = np.maximum(np.maximum(np.abs(up), np.abs(down)), np.abs(middle))
         rounding = eps * size / h
-        value, error, step = _extrapolated(central, rounding, steps)
-        jump, jump_error, kink = _jump(middle, up, down, h, rounding)
+        bend = (up - 2.0 * middle + down) / h
+        value, error, step = _extrapolated(central, bend, rounding, steps)
+        jump, jump_error, kink = _jump(bend, rounding)
         kink &= (jump > 40.0 * jump_error) & (jump > eps**0.25 * np.abs(value))
         return Slope(value, _SAFETY * error + jump, step, jump, kink)
 
@@ -97,18 +105,23 @@ def differentiate(
 
 
 def _extrapolated(
-    central: np.ndarray, rounding: np.ndarray, steps: np.ndarray
+    central: np.ndarray, bend: np.ndarray, rounding: np.ndarray, steps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The entry of Neville's tableau with the least error estimate."""
+    """The entry of Neville's tableau with the least error estimate.
+
+    Of many kinks between the steps two entries may agree by chance. So the estimate
+    counts what is left of the bends f(x+h) − 2f(x) + f(x−h) over h, extrapolated from
+    the same steps: they have the odd powers of h, and go to 0 where f is smooth.
+    """
     value, step = np.full((2, central.shape[1]), np.nan)
     least = np.full(central.shape[1], np.inf)
-    column = central
+    column, bends = central, bend
     for order in range(1, len(central)):
-        power = _FACTOR ** (2 * order)
-        following = (power * column[1:] - column[:-1]) / (power - 1.0)
+        following = _without(column, 2 * order)
+        bends = _without(bends, 2 * order - 1)
         for k, entry in enumerate(following):
             error = np.maximum(np.abs(entry - column[k]), np.abs(entry - column[k + 1]))
-            error = error + rounding[k + order]
+            error = error + np.abs(bends[k]) + rounding[k + order]
             better = error < least  # nan is not
             value = np.where(better, entry, value)
             least = np.where(better, error, least)
@@ -117,19 +130,20 @@ def _extrapolated(
     return value, least, step
 
 
+def _without(column: np.ndarray, power: int) -> np.ndarray:
+    """One step of Richardson's extrapolation: that power of h is removed."""
+    factor = _FACTOR**power
+    return (factor * column[1:] - column[:-1]) / (factor - 1.0)
+
+
 def _jump(
-    middle: np.ndarray,
-    up: np.ndarray,
-    down: np.ndarray,
-    steps: np.ndarray,
-    rounding: np.ndarray,
+    bend: np.ndarray, rounding: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The limit of (f(x+h) − 2f(x) + f(x−h))/h, 0 where f is smooth, and its rounding.
 
     Last, whether most steps give the same one, as at a kink and not in chaos.
     """
-    bends = (up - 2.0 * middle + down) / steps
-    limits = np.abs(_FACTOR * bends[1:] - bends[:-1]) / (_FACTOR - 1.0)
+    limits = np.abs(_without(bend, 1))
     errors = 4.0 * rounding[1:]
     usable = np.isfinite(limits)
     least = np.argmin(np.where(usable, np.maximum(limits, errors), np.inf), axis=0)

@@ -18,6 +18,9 @@ from ._precision import Precise
 MOST_STEPS = 256
 """Steps that are looked at; of a longer run, its ends and random ones between."""
 
+_AGAIN = 16
+"""Further directions, where the first one looks wrong."""
+
 
 class InnerSlopes(NamedTuple):
     """At each step that was looked at: along a direction, and by differences."""
@@ -43,15 +46,28 @@ def inner_slopes(precise: Precise, key: Array) -> InnerSlopes:
     A wrong derivative rule in the loss changes the run itself, and all engines agree on
     it: only the loss can tell. Costs 9 runs (float64), and 27 numbers a step.
     """
-    objective, hyper, dtype = precise
-    assert isinstance(objective, Unrolled)
-    chosen = chosen_steps(objective.steps, key)
-    wanted = np.isin(np.arange(objective.steps), chosen)
-    products, values = _along(
-        objective, objective.prepare(hyper), key, wanted, shifts(dtype)
-    )
-    products, values = np.asarray(products)[chosen], np.asarray(values)[chosen]
-    return InnerSlopes(chosen, products, values[:, 0], slopes(values.T, dtype))
+    return _at(precise, key, chosen_steps(_unrolled(precise).steps, key))
+
+
+def seen_again(precise: Precise, key: Array, step: int) -> InnerSlopes:
+    """One step along further directions: what looks wrong by chance does not again."""
+    keys = [jax.random.fold_in(key, i) for i in range(1, 1 + _AGAIN)]
+    each = [_at(precise, key, np.array([step])) for key in keys]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *each)
+
+
+def _at(precise: Precise, key: Array, steps: np.ndarray) -> InnerSlopes:
+    objective, dtype = _unrolled(precise), precise.dtype
+    wanted = np.isin(np.arange(objective.steps), steps)
+    hyper = objective.prepare(precise.hyper)
+    products, values = _along(objective, hyper, key, wanted, shifts(dtype))
+    products, values = np.asarray(products)[steps], np.asarray(values)[steps]
+    return InnerSlopes(steps, products, values[:, 0], slopes(values.T, dtype))
+
+
+def _unrolled(precise: Precise) -> Unrolled:
+    assert isinstance(precise.objective, Unrolled)
+    return precise.objective
 
 
 @compiled

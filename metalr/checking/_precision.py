@@ -47,3 +47,8 @@ def most_precise(objective: Objective, hyper: Hyper) -> Precise:
     except (TypeError, ValueError):
         return own
     return found if epsilon(found.dtype) < epsilon(own.dtype) else own
+
+
+def has_x64() -> bool:
+    """Whether JAX's widest float is float64."""
+    return jnp.result_type(float) == np.dtype("float64")

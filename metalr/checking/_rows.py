@@ -1,6 +1,7 @@
 """One line of the table: a way to compute a hypergradient, and how it fared."""
 
 import math
+import textwrap
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -113,17 +114,56 @@ def finite(grad: Hyper) -> bool:
     return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grad))
 
 
+WIDTH = 80
+"""Columns of a terminal that a table may take."""
+
+_NAME = 24
+"""A longer name has a line of its own."""
+
+_INDENT = "    "
+
+
 def table(rows: tuple[Row, ...]) -> str:
-    """The rows as aligned text."""
-    header = ("way", "status", "difference", "allowed", "memory", "time", "gradient")
-    lines = [header, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = []
-    for line, row in zip(lines, (None, *rows), strict=True):
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        note = f"  {row.reason}" if row is not None and row.reason else ""
-        text.append(("  ".join(cells) + note).rstrip())
-    return "\n".join(text)
+    """The rows as aligned text of 80 columns; what has no room is on lines below."""
+    header = ("way", "status", "difference", "allowed", "memory", "time")
+    cells = [header, *(_cells(row) for row in rows)]
+    lines = [("" if _is_long(line[0]) else line[0], *line[1:]) for line in cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [_line(line, widths) for line in lines]
+    gradients = ["gradient", *(_gradient(row.grad) for row in rows)]
+    if len(text[0]) + 2 + max(map(len, gradients)) <= WIDTH:
+        text = [f"{a}  {b}" for a, b in zip(text, gradients, strict=True)]
+        gradients = [""] * len(text)
+    made = [text[0].rstrip()]
+    for row, line, gradient in zip(rows, text[1:], gradients[1:], strict=True):
+        made += folded(row.name) if _is_long(row.name) else []
+        made.append(line.rstrip())
+        made += folded(gradient and f"gradient {gradient}", _INDENT)
+        made += folded(row.reason, _INDENT)
+    return "\n".join(made)
+
+
+def _is_long(name: str) -> bool:
+    return len(name) > _NAME
+
+
+def folded(text: str, indent: str = "") -> list[str]:
+    """As lines of at most 80 columns; a word that is longer stays whole."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    """Words on the left of their columns, numbers on the right."""
+    pairs = list(zip(cells, widths, strict=True))
+    words = [cell.ljust(width) for cell, width in pairs[:2]]
+    return "  ".join([*words, *(cell.rjust(width) for cell, width in pairs[2:])])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -134,7 +174,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.tolerance is None else f"{row.tolerance:.1e}",
         "" if row.temp_bytes is None else _bytes(float(row.temp_bytes)),
         "" if row.seconds is None else f"{row.seconds:.2g} s",
-        _gradient(row.grad),
     )
 
 

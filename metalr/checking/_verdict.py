@@ -8,7 +8,7 @@ import numpy as np
 
 from .._checks import path_name
 from .._types import Hyper
-from ._rows import Row, finite, table
+from ._rows import Row, finite, folded, table
 
 Verdict: TypeAlias = Literal["agrees", "differs", "not finite", "inconclusive"]
 
@@ -39,7 +39,8 @@ class Check(NamedTuple):
     precision: str
 
     def __str__(self) -> str:
-        return f"{table(self.rows)}\n{self.verdict}: {self.reason}\n{self.precision}"
+        said = [*folded(f"{self.verdict}: {self.reason}"), *folded(self.precision)]
+        return "\n".join([table(self.rows), *said])
 
 
 def nothing_finite(rows: tuple[Row, ...]) -> Check:

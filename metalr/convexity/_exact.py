@@ -79,10 +79,6 @@ class Exact:
         """x²."""
         return self * self
 
-    def scale_by(self, factor: Fraction) -> "Exact":
-        """Times one rational number."""
-        return Exact(self.numerators, self.scale * factor)
-
     def __truediv__(self, other: "Exact") -> "Exact":
         divisors = [int(value) for value in other.numerators.flat]
         if 0 in divisors:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -108,7 +109,9 @@ class Diagnosis(NamedTuple):
             f"{self.slope_peak}",
             *(str(finding) for finding in self.findings),
         ]
-        return "\n".join(lines if self.findings else [*lines, "nothing found"])
+        lines = lines if self.findings else [*lines, "nothing found"]
+        fold = lambda line: textwrap.fill(line, 80, subsequent_indent="    ")
+        return "\n".join(map(fold, lines))
 
 
 def diagnose(

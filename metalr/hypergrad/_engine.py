@@ -38,8 +38,11 @@ class Engine(Protocol[Result_co]):
     - `with_run(objective, hyper) -> (result, Run)`: see `hypergradient_and_run`.
     - `refuse(objective, hyper)`: raises for what it cannot do, at trace time.
     - `verify(result)`: raises where a concrete result shows that it is wrong.
-    - `exact`, `cost(objective, hyper)`, `kept_bytes(objective, hyper)`: what it says of
-      its result, time and memory, by which it is planned: see `hypergrad.facts`.
+    - `exact`, `additive`, `cost(objective, hyper)`, `kept_bytes(objective, hyper)`: of
+      its result, time and memory: see `hypergrad.facts`.
+    - `refuse_window(length)`, `begin(run, hyper) -> carried`, `through_window(window,
+      carried, hyper) -> (state, carried, result)`: it carries something of its own from
+      window to window of `metalr.windows`.
 
     An engine may be a pytree: then its leaves (a random key) are arguments of the
     compiled program, and only the rest is static.

@@ -5,6 +5,8 @@ and an engine of one's own that states them is planned like every other:
 
 - `exact`: whether it returns the derivative itself, to rounding; a bool, or a function
   of the objective. An engine that says nothing is taken at its word: exact.
+- `additive = True`: what it makes of a mean of objectives is the mean of what it makes
+  of each, so that a task of a mean can be left out; by default not.
 - `cost(objective, hyper)`: its time, in units of the run without a derivative.
 - `kept_bytes(objective, hyper)`: the bytes that it keeps from step to step, a lower
   bound of its temporary memory. What one step computes comes on top of them.
@@ -21,6 +23,7 @@ import numpy as np
 
 from .._types import Hyper, Objective
 from ..runs.checkpointing import branching
+from ..runs.run import started
 
 TANGENT, PLAIN_REVERSE, PULL_BACK, REVERSED = 1.1, 2.3, 2.7, 5.3
 """Cost of one tangent, of plain backward, of a step's pullback, and of a whole reversed
@@ -28,16 +31,27 @@ run, in training steps: rounded from the ratios that were measured on an MLP 784
 (`configs/engines.yaml`)."""
 
 
-def is_exact(engine: Any, objective: Objective) -> bool:
+def is_exact(engine: Any, objective: Any) -> bool:
     """Whether the engine returns the derivative itself, as far as it says."""
     stated = getattr(as_stated(engine), "exact", True)
-    return bool(stated(objective)) if callable(stated) else bool(stated)
+    if not callable(stated):
+        return bool(stated)
+    while hasattr(objective, "pulled_back"):
+        objective = objective.objective
+    return bool(stated(objective))
+
+
+def is_additive(engine: Any) -> bool:
+    """Whether its result for a mean is the mean of its results, as far as it says."""
+    return bool(getattr(as_stated(engine), "additive", False))
 
 
 def cost(engine: Any, objective: Objective, hyper: Hyper) -> float:
     """Time in units of the run itself; nan for an engine that does not say."""
     stated = getattr(as_stated(engine), "cost", None)
-    return math.nan if stated is None else float(stated(objective, hyper))
+    if stated is None:
+        return math.nan
+    return float(stated(*applied_to(engine, objective, hyper)))
 
 
 def kept_bytes(engine: Any, objective: Objective, hyper: Hyper) -> int | None:
@@ -48,7 +62,22 @@ def kept_bytes(engine: Any, objective: Objective, hyper: Hyper) -> int | None:
     if engine is None:
         return 0
     stated = getattr(as_stated(engine), "kept_bytes", None)
-    return None if stated is None else math.ceil(stated(objective, hyper))
+    if stated is None:
+        return None
+    return math.ceil(stated(*applied_to(engine, objective, hyper)))
+
+
+def applied_to(engine: Any, objective: Any, hyper: Hyper) -> tuple[Any, Hyper]:
+    """The objective and the point that `hypergradient` applies an engine to.
+
+    Of one that is reparametrized, what is within: what it makes of f itself is a
+    pullback, once. An engine that takes no derivative perturbs what is outside.
+    """
+    if getattr(as_stated(engine), "derivative_free", False):
+        return objective, hyper
+    while hasattr(objective, "pulled_back"):
+        objective, hyper = objective.objective, objective.function(hyper)
+    return objective, hyper
 
 
 def family(engine: Any) -> Any:
@@ -71,8 +100,7 @@ def state_bytes(objective: Any, hyper: Hyper) -> int:
     stated = getattr(objective, "state_bytes", None)
     if stated is not None:
         return stated(hyper)
-    state = jax.eval_shape(lambda h: objective.init(objective.prepare(h)), hyper)
-    return _bytes(state)
+    return _bytes(jax.eval_shape(lambda h: started(objective, h), hyper))
 
 
 def residual_bytes(function: Any, hyper: Hyper) -> int:

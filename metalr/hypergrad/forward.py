@@ -47,6 +47,7 @@ class Forward(Options):
         object.__setattr__(self, "chunk", positive_int(self.chunk, "chunk"))
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     def cost(self, objective: Objective, hyper: Hyper) -> float:
         """The run and 1.1 for each tangent, once for each chunk."""
@@ -84,6 +85,9 @@ class Forward(Options):
                 lambda h: function(unravel(h)), (flat,), (basis,), has_aux=True
             )
 
+        if flat.size == 1:  # no axis of tangents: it would be traced a second time
+            value, slope, rest = along(jnp.asarray(0))
+            return HyperGradient(value, unravel(slope.astype(flat.dtype)[None])), rest
         indices = jnp.arange(flat.size)
         if self.chunk is None or self.chunk >= flat.size:
             value, slopes, rest = jax.vmap(along, out_axes=(None, 0, None))(indices)

@@ -10,7 +10,7 @@ from .._checks import float_leaves, path_name
 from .._programs.compiled import compiled
 from .._programs.dependence import check_dependence
 from .._types import Hyper, Objective
-from ..runs.run import Run, at_rest, is_run, whole
+from ..runs.run import Run, at_rest, is_run, started, whole
 from ._engine import Engine, HyperGradient, run_of
 from .reverse import Reverse
 
@@ -156,7 +156,7 @@ def is_derivative_free(engine: Any) -> bool:
 
 def _warn_of_narrow_leaves(objective: Any, hyper: Hyper) -> None:
     hyper = jax.tree.map(jnp.asarray, hyper)
-    state = jax.eval_shape(lambda h: objective.init(objective.prepare(h)), hyper)
+    state = jax.eval_shape(lambda h: started(objective, h), hyper)
     paths = jax.tree_util.tree_leaves_with_path(state)
     narrow = [
         (path, x)

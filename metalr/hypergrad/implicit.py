@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from .._checks import int_at_least
 from .._programs.dependence import independent_leaves
 from .._types import Hyper, Objective, Params, Scalar
-from ..runs.gradient import combined, trained
-from ..runs.run import whole
-from ..runs.unrolled import State, Unrolled
+from ..runs.gradient import trained
+from ..runs.unrolled import Unrolled
 from ._engine import Options, unrolled_of
+from ._minimum import End, gradient_at, linearized, minimizer_of, shapes_at_end
 from .facts import PULL_BACK
 
 
@@ -157,12 +157,12 @@ class Implicit(Options):
         self.refuse(objective, hyper)
         assert isinstance(objective, Unrolled)
         prepared = objective.prepare(hyper)
-        end = _minimizer(objective, prepared, self)
+        end = minimizer_of(objective, prepared, self.solve)
         value, (by_hyper, by_params) = jax.value_and_grad(
             lambda h, w: objective.evaluate(h, end.at(w)), argnums=(0, 1)
         )(prepared, end.params)
 
-        gradient, hessian, mixed = _linearized(objective, prepared, end)
+        gradient, hessian, mixed = linearized(objective, prepared, end)
         solution = self.solve(hessian, by_params)
         grad = jax.tree.map(
             lambda direct, through, h: (direct - through).astype(h.dtype),
@@ -200,82 +200,8 @@ class Implicit(Options):
         return jax.lax.custom_linear_solve(hessian, target, method, symmetric=True)
 
 
-class _End(NamedTuple):
-    """Where the run ended: the float parameters, and the state around them."""
-
-    params: Params
-    state: State
-
-    def at(self, params: Params) -> State:
-        """That state with other parameters."""
-        return self.state._replace(params=combined(params, self.state.params))
-
-
-def _minimizer(objective: Unrolled, hyper: Hyper, engine: Implicit) -> _End:
-    r"""$w_T$, which moves with hyper by the implicit function theorem."""
-    state = jax.lax.stop_gradient(whole(objective, hyper, records=False).state)
-
-    @jax.custom_jvp
-    def minimizer(objective: Unrolled, hyper: Hyper) -> Params:
-        return trained(whole(objective, hyper, records=False).state.params)
-
-    @minimizer.defjvp
-    def move(primals: tuple, tangents: tuple) -> tuple[Params, Params]:
-        objective, hyper = primals
-        params = minimizer(objective, hyper)
-        end = _End(params, state)
-        _, hessian, _ = _linearized(objective, hyper, end)
-        _, change = jax.jvp(
-            lambda o, h: _gradient(o, h, end.params, end), primals, tangents
-        )
-        return params, jax.tree.map(jnp.negative, engine.solve(hessian, change))
-
-    return _End(minimizer(objective, hyper), state)
-
-
-def _linearized(objective: Unrolled, hyper: Hyper, end: _End) -> tuple:
-    """The inner gradient, and its products: v ↦ Hv and v ↦ ∂²ℓ/∂η∂w v."""
-    gradient = _gradient(objective, hyper, end.params, end)
-
-    def hessian(v: Params) -> Params:
-        along = lambda w: _gradient(objective, hyper, w, end)
-        return jax.jvp(along, (end.params,), (v,))[1]
-
-    def mixed(v: Params) -> Hyper:
-        def along(hyper: Hyper) -> Any:
-            return optax.tree.vdot(_gradient(objective, hyper, end.params, end), v)
-
-        return jax.grad(along)(hyper)
-
-    return gradient, hessian, mixed
-
-
-def _gradient(objective: Unrolled, hyper: Hyper, params: Params, end: _End) -> Params:
-    """The gradient of the inner loss, or of its mean over the batches of the run."""
-
-    def gradient(index: int | Array) -> Params:
-        return objective.field(hyper, end.at(params), index)[1]
-
-    if objective.batches is None or objective.steps == 0:
-        return gradient(0)
-
-    @jax.checkpoint
-    def add(total: Params, index: Array) -> tuple[Params, None]:
-        return optax.tree.add(total, gradient(index)), None
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    total, _ = jax.lax.scan(add, zeros, jnp.arange(objective.steps))
-    return optax.tree.scale(1.0 / objective.steps, total)
-
-
-def _shapes(objective: Unrolled, hyper: Hyper) -> State:
-    """Zeros in the place of the run's last state."""
-    start = jax.eval_shape(lambda h: objective.init(objective.prepare(h)), hyper)
-    return jax.tree.map(lambda x: jnp.empty(x.shape, x.dtype), start)
-
-
 def _refuse_rules(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
-    state = _shapes(objective, hyper)
+    state = shapes_at_end(objective, hyper)
     found = objective.rules(objective.prepare(hyper), state, 0)
     if found:
         msg = (
@@ -289,11 +215,11 @@ def _refuse_rules(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
 
 def _refuse_steering(objective: Unrolled, hyper: Hyper, engine: Implicit) -> None:
     """Refuse a leaf that moves the run but not the minimum, or nothing at all."""
-    state = _shapes(objective, hyper)
-    end = _End(trained(state.params), state)
+    state = shapes_at_end(objective, hyper)
+    end = End(trained(state.params), state)
 
     def gradient(hyper: Hyper) -> Params:
-        return _gradient(objective, objective.prepare(hyper), end.params, end)
+        return gradient_at(objective, objective.prepare(hyper), end.params, end)
 
     def outer(hyper: Hyper) -> Scalar:
         return objective.evaluate(objective.prepare(hyper), state)

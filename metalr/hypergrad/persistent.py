@@ -12,7 +12,8 @@ from jaxtyping import Array
 from .._types import Hyper, Objective, Scalar
 from ..runs.run import State, advance
 from ._engine import run_of
-from ._smoothing import Smoothing, normal, shifted, weighted
+from ._smoothing import SmoothedHyperGradient, Smoothing, normal, shifted, weighted
+from .persistent_online import Ensemble, ensemble_of, perturbed_window
 
 
 @jax.tree_util.register_pytree_node_class
@@ -102,6 +103,25 @@ class PersistentES(Smoothing):
         """The estimate of one pair, and its mean value."""
         draw = lambda index: normal(jax.random.fold_in(key, index), hyper)
         return persistent(run_of(objective, self), hyper, sigma, self.window, draw)
+
+    def refuse_window(self, length: int) -> None:
+        """Refuse windows of another length than its own."""
+        if self.window != length:
+            msg = (
+                f"{self} perturbs windows of {self.window} steps, but length = "
+                f"{length}: give both the same"
+            )
+            raise ValueError(msg)
+
+    def begin(self, run: Any, hyper: Hyper) -> Ensemble:
+        """The particles at the start of a run."""
+        return ensemble_of(run, self, hyper)
+
+    def through_window(
+        self, window: Any, carried: Ensemble, hyper: Hyper
+    ) -> tuple[State, Ensemble, SmoothedHyperGradient]:
+        """The run and all particles through one window, and the estimate there."""
+        return perturbed_window(window, carried, hyper, self)
 
 
 class Particles(NamedTuple):

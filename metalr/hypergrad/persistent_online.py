@@ -12,12 +12,12 @@ from .._types import Hyper, Scalar
 from ..runs.run import State, advance
 from ._smoothing import (
     SmoothedHyperGradient,
+    Smoothing,
     normal,
     shifted,
     standard_error,
     weighted,
 )
-from .persistent import PersistentES
 
 
 class Ensemble(NamedTuple):
@@ -27,7 +27,7 @@ class Ensemble(NamedTuple):
     total: Hyper  # ξ, each leaf (pairs, …): the noise since the last start
 
 
-def ensemble_of(run: Any, engine: PersistentES, hyper: Hyper) -> Ensemble:
+def ensemble_of(run: Any, engine: Smoothing, hyper: Hyper) -> Ensemble:
     """Particles that have not moved yet."""
     start = run.init(run.prepare(hyper))
     spread = lambda leaf: jnp.broadcast_to(leaf, (engine.pairs, 2, *jnp.shape(leaf)))
@@ -36,7 +36,7 @@ def ensemble_of(run: Any, engine: PersistentES, hyper: Hyper) -> Ensemble:
 
 
 def perturbed_window(
-    window: Any, ensemble: Ensemble, hyper: Hyper, engine: PersistentES
+    window: Any, ensemble: Ensemble, hyper: Hyper, engine: Smoothing
 ) -> tuple[State, Ensemble, SmoothedHyperGradient]:
     """All particles through one window, each pair at a noise of its own.
 

@@ -61,6 +61,7 @@ class Reverse(Options):
         object.__setattr__(self, "checkpoints", checkpoints)
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     @property
     def family(self) -> str | None:

@@ -11,21 +11,13 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._checks import int_at_least, one_dtype
-from .._types import Hyper, Objective, Params, Scalar
-from ..runs.unrolled import State, Unrolled
+from .._types import Hyper, Objective, Scalar
+from ..runs.unrolled import Unrolled
 from ._engine import Options, unrolled_of
-from ._exact import (
-    WORDS,
-    Buffer,
-    Schedule,
-    Words,
-    in_range,
-    multiply,
-    quantize,
-    schedule,
-    slots_needed,
-)
-from ._heavy_ball import HeavyBall, recognize
+from ._exact import in_place_if
+from ._fractions import WORDS, Words, slots_needed
+from ._heavy_ball import recognize
+from ._integer_run import Adjoint, IntegerRun, Integers
 from .facts import REVERSED, count
 
 
@@ -66,10 +58,16 @@ class Reversible(Options):
     $\pm 2^{29-b}$ (float64: $\pm 2^{61-b}$), the run counts as diverged: value and
     gradient are nan and `overflow` is True; nothing wraps around.
 
-    Memory: a few states whatever `steps` is, and the buffers: rows of 8 (float64: 16)
-    bits per weight, $T\log_2(1/\text{min\_momentum})$ bits in all. Time: some six
-    times that of the run (two gradients and a Hessian-vector product a step, and the
-    exact arithmetic, whose share falls as the batch grows), for any number of
+    Memory: what any exact reversal must keep, the integers W and V, their two adjoints
+    and $T\log_2(1/\gamma)$ bits a weight, that is $16 + T\log_2(1/\gamma)/8$ bytes in
+    float32 (35 for γ = 0.9 and T = 1000, of which 19 are the bits: no multiple of
+    training's bytes bounds it for every T). To that come the temporaries of a step: a
+    word for each weight, the gradient, its product with the Hessian, activations. The
+    bits are kept in rows of 8 (float64: 16) per weight, made for `min_momentum`.
+
+    Time: a gradient a step forwards; backwards a gradient and its product with the
+    Hessian; and the exact arithmetic, whose share falls as the batch grows (`cost`, in
+    runs without a derivative, is measured on an MLP). The same for any number of
     hyperparameters: rates and momenta (a number, per step, or in each leaf; rates also
     per weight), those of the losses, and a learned start. Works under `jit` and
     `vmap`. The result can't be differentiated again: a Hessian through integers
@@ -128,7 +126,7 @@ class Reversible(Options):
     exact: ClassVar[bool] = True
 
     def cost(self, objective: Objective, hyper: Hyper) -> float:
-        """5.3: two gradients, a pullback and the exact arithmetic of each step."""
+        """Two gradients, a pullback and the exact arithmetic of each step: measured."""
         del objective, hyper
         return REVERSED
 
@@ -190,29 +188,12 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-class _Exact(NamedTuple):
-    """The state of the run, in integers; lists of leaves."""
-
-    params: list[Array]
-    trace: list[Array]
-    buffers: list[Buffer]
-
-
-class _Adjoint(NamedTuple):
-    """Derivatives of the value with respect to the state, and hyper."""
-
-    params: Params
-    trace: Params
-    hyper: Hyper
-    value: Scalar  # of the steps from here on
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _reverse(
     objective: Unrolled, hyper: Hyper, words: Words, slots: int, engine: str
 ) -> ReversibleHyperGradient:
     prepared = objective.prepare(hyper)
-    run = _Run(objective, prepared, words, recognize(objective, prepared, engine))
+    run = IntegerRun(objective, prepared, words, recognize(objective, prepared, engine))
     start = objective.init(prepared).params
     plan = run.schedule(slots)
     first = run.start(start, slots)
@@ -221,8 +202,8 @@ def _reverse(
         # One loop serves both directions, so that the inner gradient is the same
         # machine code in both: two loops may round differently.
         def step(
-            carry: tuple[_Exact, _Adjoint], count: Array
-        ) -> tuple[tuple[_Exact, _Adjoint], None]:
+            carry: tuple[Integers, Adjoint], count: Array
+        ) -> tuple[tuple[Integers, Adjoint], None]:
             index = jnp.where(forward, count, objective.steps - 1 - count)
             return run.step(plan, *carry, index, forward), None
 
@@ -230,18 +211,20 @@ def _reverse(
         (state, adjoint), _ = jax.lax.scan(
             step, (state, adjoint), jnp.arange(objective.steps)
         )
-        overflow = jnp.where(forward, run.overflow(state), overflow)
-        adjoint = jax.lax.cond(forward, run.turn, lambda _, kept: kept, state, adjoint)
-        return (state, adjoint, overflow), None
+        turn = lambda carry: run.turn(carry[0])
+        return in_place_if(forward, turn, (state, adjoint, overflow)), None
 
-    value = jax.eval_shape(run.turn, first, None).value
+    value = jax.eval_shape(run.turn, first)[1].value
     params, trace, none = jax.tree.map(jnp.zeros_like, (start, start, prepared))
-    zeros = _Adjoint(params, trace, none, jnp.zeros((), value.dtype))
+    zeros = Adjoint(params, trace, none, jnp.zeros((), value.dtype))
     carry = (first, zeros, jnp.array(False))
     directions = jnp.array([True, False])
     (state, adjoint, overflow), _ = jax.lax.scan(phase, carry, directions)
     grad = run.to_hyper(adjoint, hyper)
-    exact = run.is_start(state, first)
+    # Made again rather than kept all along: behind a barrier, or XLA would keep it.
+    state, prepared = jax.lax.optimization_barrier((state, prepared))
+    again = jax.lax.optimization_barrier(objective.init(prepared).params)
+    exact = run.is_start(state, again)
     ok = exact & ~overflow & plan.fits
     value, grad = jax.tree.map(
         lambda x: jnp.where(ok, x, jnp.nan), (adjoint.value, grad)
@@ -260,188 +243,3 @@ def _refuse(words: Words, slots: int, engine: str, primals: Any, tangents: Any) 
         "metalr.Forward() or metalr.Reverse()"
     )
     raise NotImplementedError(msg)
-
-
-class _Run(NamedTuple):
-    """One run in integers: its parts, with hyper prepared."""
-
-    objective: Unrolled
-    hyper: Hyper
-    words: Words
-    ball: HeavyBall
-
-    def schedule(self, slots: int) -> Schedule:
-        """The plan of all steps, from their momenta."""
-        momenta = jax.lax.map(
-            lambda s: self.ball.coefficients(self.hyper, s).momenta,
-            jnp.arange(self.objective.steps),
-        )
-        return schedule(momenta, self.words, slots)
-
-    def start(self, params: Params, slots: int) -> _Exact:
-        """The quantized start, at rest, with empty buffers."""
-        integers = [
-            quantize(w, self.words.params_bits, self.words)
-            for w in jax.tree.leaves(params)
-        ]
-        zeros = [jnp.zeros_like(leaf) for leaf in integers]
-        buffers = [
-            Buffer(
-                jnp.zeros(z.shape, self.words.real),
-                jnp.zeros((slots, *z.shape), self.words.stack),
-            )
-            for z in zeros
-        ]
-        return _Exact(integers, zeros, buffers)
-
-    def step(
-        self,
-        plan: Schedule,
-        state: _Exact,
-        adjoint: _Adjoint,
-        index: Array,
-        forward: Array,
-    ) -> tuple[_Exact, _Adjoint]:
-        """Step `index`, or its inverse and its adjoint."""
-        rates = self.ball.coefficients(self.hyper, index).rates
-        ahead, back = (flag.astype(self.words.integer) for flag in (forward, ~forward))
-
-        def move(W: list[Array], V: list[Array], sign: Array) -> list[Array]:
-            return [
-                w - sign * self.displacement(v, rate)
-                for w, v, rate in zip(W, V, rates, strict=True)
-            ]
-
-        W = move(state.params, state.trace, -back)
-        params = self.floats(W, "params")
-        grads = self.field(params, index)[1]
-        V, buffers = [], []
-        for leaf, g in enumerate(jax.tree.leaves(grads)):
-            push = quantize(g, self.words.trace_bits, self.words)
-            before = state.trace[leaf] - back * push
-            buffer = state.buffers[leaf]
-            fine = in_range(before, self.words) & in_range(W[leaf], self.words)
-            scaled, buffer = multiply(
-                before,
-                buffer._replace(word=jnp.where(fine, buffer.word, jnp.nan)),
-                plan.at(index, leaf),
-                self.words,
-                forward,
-            )
-            V.append(scaled + ahead * push)
-            buffers.append(buffer)
-        W = move(W, V, ahead)
-
-        pull = functools.partial(self.pull, index=index)
-        adjoint = jax.lax.cond(
-            forward, lambda kept, *_: kept, pull, adjoint, params, V, grads
-        )
-        return _Exact(W, V, buffers), adjoint
-
-    def field(self, params: Params, index: Array) -> tuple[Scalar, Params, Any]:
-        """Loss and gradient of step `index`, and the way back through them."""
-        return self.objective.field(self.hyper, State(params, None), index)
-
-    def pull(
-        self,
-        adjoint: _Adjoint,
-        params: Params,
-        V: list[Array],
-        grads: Params,
-        index: Array,
-    ) -> _Adjoint:
-        """The adjoint before step `index`, from the one after."""
-        trace = self.floats(V, "trace")
-
-        def update(hyper: Hyper, grads: Params, trace: Params) -> Any:
-            return self.ball.update(hyper, grads, trace, params, index)
-
-        _, transpose = jax.vjp(update, self.hyper, grads, trace)
-        by_update, direction, before = transpose((adjoint.params, adjoint.trace))
-        loss, _, back = self.field(params, index)
-        value, value_bar, outer = self.outer(params, index, loss)
-        through = back(value_bar, direction)
-        by_params, by_hyper = jax.tree.map(
-            lambda total, *parts: sum((p.astype(total.dtype) for p in parts), total),
-            (adjoint.params, adjoint.hyper),
-            through,
-            *outer,
-        )
-        by_hyper = jax.tree.map(jnp.add, by_hyper, by_update)
-        return _Adjoint(by_params, before, by_hyper, adjoint.value + value)
-
-    def outer(
-        self, params: Params, index: Array, loss: Scalar
-    ) -> tuple[Scalar, Scalar, list]:
-        """What the outer loss at the start of step `index` adds to the value.
-
-        Also its cotangents: of the inner loss, where it is that, and of params and
-        hyper otherwise.
-        """
-        none = jnp.zeros((), loss.dtype)
-        if self.objective.outer_weights is None:
-            return none, none, []
-        weight = self.objective.outer_weights[index].astype(loss.dtype)
-        if self.objective.outer_loss is None:
-            return weight * loss, weight, []
-        value, by = jax.value_and_grad(
-            lambda w, h: weight * self.objective.outer(h, State(w, None)),
-            argnums=(0, 1),
-        )(params, self.hyper)
-        return value, none, [by]
-
-    def turn(self, state: _Exact, adjoint: _Adjoint | None) -> _Adjoint:
-        """The adjoint at the end of the run."""
-        del adjoint
-        objective, steps = self.objective, self.objective.steps
-        params, trace = (
-            self.floats(state.params, "params"),
-            self.floats(state.trace, "trace"),
-        )
-
-        def value(params: Params, trace: Params, hyper: Hyper) -> Scalar:
-            opt_state = self.ball.opt_state_at(trace, steps)
-            total = None if objective.outer_weights is None else jnp.zeros(())
-            return objective.evaluate(hyper, State(params, opt_state, None, total))
-
-        end, by = jax.value_and_grad(value, argnums=(0, 1, 2))(
-            params, trace, self.hyper
-        )
-        by_params, by_trace, by_hyper = by
-        return _Adjoint(by_params, by_trace, by_hyper, end)
-
-    def to_hyper(self, adjoint: _Adjoint, hyper: Hyper) -> Hyper:
-        """The gradient in the dtypes of the user's hyper, through the start as well."""
-
-        def start(hyper: Hyper) -> tuple[Hyper, Params]:
-            prepared = self.objective.prepare(hyper)
-            return prepared, self.objective.init(prepared).params
-
-        _, transpose = jax.vjp(start, hyper)
-        return transpose((adjoint.hyper, adjoint.params))[0]
-
-    def is_start(self, state: _Exact, first: _Exact) -> Bool[Array, ""]:
-        """Whether weights, trace and buffers are those of the start."""
-        empty = [buffer.word == 0 for buffer in state.buffers]
-        same = jax.tree.map(jnp.equal, state[:2], first[:2])
-        return jnp.all(
-            jnp.stack([jnp.all(leaf) for leaf in jax.tree.leaves((same, empty))])
-        )
-
-    def floats(self, integers: list[Array], kind: str) -> Params:
-        """The numbers that the integers stand for, as a pytree like params."""
-        tree = jax.tree.structure(self.ball.template)
-        dtype = jax.tree.leaves(self.ball.template)[0].dtype
-        scale = 2.0 ** -getattr(self.words, f"{kind}_bits")
-        return jax.tree.unflatten(tree, [i.astype(dtype) * scale for i in integers])
-
-    def displacement(self, V: Array, rate: Array) -> Array:
-        """η·V in the units of the weights."""
-        bits = self.words.params_bits - self.words.trace_bits
-        return quantize(V.astype(self.words.real) * rate, bits, self.words)
-
-    def overflow(self, state: _Exact) -> Bool[Array, ""]:
-        """Whether a number has left the range, at any step up to this one."""
-        fine = [in_range(leaf, self.words) for leaf in (*state.params, *state.trace)]
-        fine += [~jnp.isnan(buffer.word) for buffer in state.buffers]
-        return ~jnp.all(jnp.stack([jnp.all(leaf) for leaf in fine]))

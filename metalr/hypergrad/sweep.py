@@ -11,7 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._types import Hyper, PyTree
-from ..runs.run import Bar, Run, State, at_rest, moving, refilled
+from ..runs.run import (
+    Bar,
+    Run,
+    State,
+    at_rest,
+    moving,
+    pulled_back,
+    refilled,
+    stepped,
+)
 from ._engine import HyperGradient
 from .binomial import schedule
 
@@ -23,7 +32,7 @@ def every_state(
     prepared = objective.prepare(hyper)
 
     def advance(state: State, index: Array) -> tuple[State, tuple[State, PyTree]]:
-        new, record = objective.step(prepared, state, index)
+        new, record = stepped(objective, prepared, state, index)
         return new, (state, record if records else None)
 
     def reverse(carry: PyTree, x: tuple[State, Array]) -> tuple[PyTree, None]:
@@ -51,7 +60,7 @@ def binomial(
 
     def advance(state: State, index: Array, count: Array) -> State:
         def body(s: Array, state: State) -> State:
-            return objective.step(prepared, state, s)[0]
+            return stepped(objective, prepared, state, s)[0]
 
         return jax.lax.fori_loop(index, index + count, body, state)
 
@@ -80,7 +89,7 @@ def binomial(
     def reverse(i: Array, carry: tuple) -> tuple:
         slots, cotangents = carry
         state, slots = fetch(i, slots)
-        index = objective.steps - 1 - i
+        index = jnp.asarray(objective.steps - 1 - i, jnp.int32)
         return slots, _reverse(objective, prepared, state, index, cotangents)
 
     places = min(checkpoints, objective.steps)
@@ -88,8 +97,8 @@ def binomial(
     slots = room(jnp.arange(places))
     first = jnp.zeros((), jnp.int32)
     before_last, slots = fetch(first, slots)
-    end = objective.steps - 1
-    last = objective.step(prepared, before_last, end)[0]
+    end = jnp.asarray(objective.steps - 1, jnp.int32)
+    last = stepped(objective, prepared, before_last, end)[0]
     value, cotangents = _outer_pullback(objective, prepared, last)
     cotangents = _reverse(objective, prepared, before_last, end, cotangents)
     _, cotangents = jax.lax.fori_loop(1, objective.steps, reverse, (slots, cotangents))
@@ -101,12 +110,12 @@ def _reverse(
     objective: Any,
     hyper: Hyper,
     state: State,
-    index: int | Array,
+    index: Array,
     cotangents: tuple[Bar, Hyper],
 ) -> tuple[Bar, Hyper]:
     """Cotangents of state and hyper before step `index`, given those after it."""
     bar, hyper_bar = cotangents
-    bar, step_bar = objective.pull_back(hyper, state, index, bar)
+    bar, step_bar = pulled_back(objective, hyper, state, index, bar)
     return bar, jax.tree.map(jnp.add, hyper_bar, step_bar)
 
 

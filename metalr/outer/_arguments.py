@@ -55,7 +55,7 @@ def functions(objective: Any, engine: Any, project: Any, callback: Any) -> None:
         raise ValueError(msg)
 
 
-def choices(history: Any, keep: Any, *, drawn: bool) -> None:
+def choices(history: Any, keep: Any) -> None:
     """Check the two options that are words."""
     for name, value, allowed in (
         ("history", history, ("all", "scalars")),
@@ -64,15 +64,9 @@ def choices(history: Any, keep: Any, *, drawn: bool) -> None:
         if value not in allowed:
             msg = f"{name} = {value!r} must be {allowed[0]!r} or {allowed[1]!r}"
             raise ValueError(msg)
-    if drawn and keep == "best":
-        msg = (
-            "keep = 'best' compares values, but with key= each step's value is that of "
-            "another draw: pass keep='last', or judge the rows on held-out tasks"
-        )
-        raise ValueError(msg)
 
 
-def optimizer(outer_optimizer: Any, hyper: Hyper, *, alone: bool) -> None:
+def optimizer(outer_optimizer: Any, hyper: Hyper, *, drawn: bool) -> None:
     """Refuse what makes no outer steps, and Newton where it cannot."""
     if not isinstance(outer_optimizer, Newton):
         if not is_transformation(outer_optimizer):
@@ -89,10 +83,12 @@ def optimizer(outer_optimizer: Any, hyper: Hyper, *, alone: bool) -> None:
             f"{[leaf.shape for leaf in leaves]}: use an optax optimizer"
         )
         raise ValueError(msg)
-    if not alone:
+    if drawn:
         msg = (
-            "Newton keeps a bracket of one objective on the whole line: with key= or "
-            "project= use an optax optimizer"
+            "Newton brackets a minimum by the signs of one derivative, but with key= "
+            "each step's is that of another draw: fix the draws, learn("
+            "metalr.tasks.Mean.of(make, jax.random.split(key, n)), …) without key=, or "
+            "use an optax optimizer"
         )
         raise ValueError(msg)
 

@@ -2,74 +2,25 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import random_key
-from .._programs.compiled import compiled
-from .._types import Hyper, Objective, PyTree, Scalar
+from .._types import Hyper, Objective, PyTree
 from ..hypergrad import Engine, Reverse
 from ..hypergrad.hypergradient import as_pytree
-from . import _arguments as arguments
-from .measures import Problem, exponential, logarithm, measures
-from .newton import Newton, newton
-from .rules import Measures, Point, Rule, finite, gradient
+from . import _arguments as arguments, loop as _loop
+from .loop import Best, History, Learned, LearnState, Limits, Method
+from .measures import Problem
+from .newton import Newton
+
+__all__ = ["Best", "History", "LearnState", "Learned", "joined", "learn", "padded"]
 
 _REVERSE = Reverse()
-
-
-class History(NamedTuple):
-    """One row for the start and for each outer step; nan after the loop stopped."""
-
-    hyper: Hyper  # each leaf with a leading axis of length steps + 1; None if "scalars"
-    value: Float[Array, "*batch rows"]
-    grad_norm: Float[Array, "*batch rows"]  # in the outer variables; projected
-    lost: Float[Array, "*batch rows"]  # tasks left out: not finite
-
-
-class Best(NamedTuple):
-    """The point of the smallest value so far."""
-
-    hyper: Hyper
-    value: Scalar
-
-
-class LearnState(NamedTuple):
-    """Where the outer loop stands: pass it to `learn` to continue from there."""
-
-    point: Point
-    rule: PyTree  # the outer optimizer's own state
-    step: Int[Array, "*batch"]  # outer steps made since the loop began
-    best: Best | None  # with keep="best"
-
-
-class Learned(NamedTuple):
-    """What the outer loop found."""
-
-    hyper: Hyper
-    value: Scalar
-    history: History
-    converged: Bool[Array, "*batch"]  # the tolerance was met
-    steps: Int[Array, "*batch"]  # outer steps made in this call
-    state: LearnState
-
-
-class _Limits(NamedTuple):
-    rtol: Any
-    atol: Any
-    steps: Any
-
-
-class _Method(NamedTuple):
-    outer_optimizer: Any
-    logs: tuple[bool, ...]  # one for each leaf of hyper
-    history: str
-    keep: str
 
 
 def learn(
@@ -154,8 +105,11 @@ def learn(
         rtol: tolerance on the gradient's norm, relative to |value|.
         atol: absolute tolerance on the gradient's norm.
         history: "all", or "scalars": no row of hyper is kept.
-        keep: return the "last" point, or the "best": that of the smallest value, the
-            start included (not with `key`: values of different draws say nothing).
+        keep: return the "last" point, or the "best": that of the smallest value (of
+            those that lost the fewest tasks), the start included. With `key` values of
+            different draws say nothing: each point is judged, and the best one's
+            `value` is, on one further draw that no step sees,
+            `make(jax.random.fold_in(key, 2**32 - 1))`, at a run more an outer step.
         callback: called with the `Learned` of the steps made so far, after every
             `callback_every` outer steps and after the last: for a logger or a progress
             bar. If it returns True, the loop stops there. It changes no bit of the
@@ -173,8 +127,8 @@ def learn(
         ValueError: for hyper that is not floating (or not positive where `log` is
             set), a negative `steps` or tolerance, something that is no optimizer or no
             engine (a class in place of an object), `Newton` on more than one scalar,
-            or with a key or a projection, a hyperparameter that the objective does not
-            depend on, `callback` under `jit` or `vmap`, or a `state`
+            or with a key, a hyperparameter that the objective does not depend on,
+            `callback` under `jit` or `vmap`, or a `state`
             that this outer optimizer does not make of this hyper.
 
     Example:
@@ -207,24 +161,23 @@ def learn(
     steps, callback_every = arguments.counts(steps, callback_every)
     arguments.tolerances(rtol=rtol, atol=atol)
     arguments.functions(objective, engine, project, callback)
-    arguments.choices(history, keep, drawn=key is not None)
+    arguments.choices(history, keep)
     hyper, logs = arguments.start(hyper, log, project)
-    alone = key is None and project is None
-    arguments.optimizer(outer_optimizer, hyper, alone=alone)
+    arguments.optimizer(outer_optimizer, hyper, drawn=key is not None)
     if key is not None:
         key = random_key(key)
         arguments.maker(objective)
     problem = Problem(
         as_pytree(objective), as_pytree(engine), key, project and as_pytree(project)
     )
-    method = _Method(outer_optimizer, logs, history, keep)
-    begin = functools.partial(_begin, method=method)
+    method = Method(outer_optimizer, logs, history, keep)
+    begin = functools.partial(_loop.begin, method=method)
     start = begin(problem, hyper) if state is None else state
     if state is not None:
         arguments.same_form(state, jax.eval_shape(begin, problem, hyper))
-    loop = functools.partial(_loop, method=method)
+    loop = functools.partial(_loop.loop, method=method)
     if callback is None or steps == 0:
-        return loop(problem, hyper, start, _Limits(rtol, atol, steps), steps=steps)
+        return loop(problem, hyper, start, Limits(rtol, atol, steps), steps=steps)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, start))):
         msg = "callback needs concrete values: call learn outside of jit and vmap"
         raise ValueError(msg)
@@ -232,7 +185,7 @@ def learn(
     made, begun = 0, int(start.step)
     while made < steps:
         asked = min(callback_every - (begun + made) % callback_every, steps - made)
-        limits = _Limits(rtol, atol, asked)
+        limits = Limits(rtol, atol, asked)
         chunk = loop(problem, hyper, start, limits, steps=callback_every)
         learned = joined(learned, chunk)
         hyper, start, made = learned.hyper, learned.state, int(learned.steps)
@@ -261,97 +214,3 @@ def padded(learned: Learned, steps: int) -> Learned:
         return jnp.concatenate([rows, jnp.full(missing, jnp.nan, rows.dtype)])
 
     return learned._replace(history=jax.tree.map(pad, learned.history))
-
-
-@compiled
-def _begin(problem: Problem, hyper: Hyper, *, method: _Method) -> LearnState:
-    """Where the loop starts; a program of its own, so that the loop is one as well."""
-    rule = _rule(method, measures(problem, method.logs))
-    z = logarithm(method.logs)(hyper)
-    zero = jnp.zeros((), jnp.int32)
-    point = rule.evaluate(z, zero)
-    best = Best(hyper, point.value) if method.keep == "best" else None
-    state = LearnState(point, rule.init(point), zero, best)
-    # Not weakly typed: what a file gives back is not, and it is the same program then.
-    return jax.tree.map(_strongly_typed, state)
-
-
-@compiled
-def _loop(
-    problem: Problem,
-    hyper: Hyper,
-    state: LearnState,
-    limits: _Limits,
-    *,
-    method: _Method,
-    steps: int,
-) -> Learned:
-    """At most `limits.steps` outer steps, in a history for `steps` of them."""
-    measured = measures(problem, method.logs)
-    rule, to_hyper = _rule(method, measured), exponential(method.logs)
-
-    def norm(point: Point) -> Scalar:
-        if measured.project is None:
-            return optax.tree.norm(point.grad)
-        ahead = jax.tree.map(jnp.subtract, point.z, point.grad)
-        nearest = measured.project(ahead)
-        return optax.tree.norm(jax.tree.map(jnp.subtract, point.z, nearest))
-
-    def done(state: LearnState) -> Array:
-        if measured.fresh:  # one draw says nothing of the others
-            return jnp.array(False)
-        point = state.point
-        small = norm(point) <= limits.atol + limits.rtol * jnp.abs(point.value)
-        return (small | rule.exhausted(point, state.rule)) & finite(point)
-
-    def row(point: Point) -> History:
-        every = to_hyper(point.z) if method.history == "all" else None
-        return History(every, point.value, norm(point), point.lost)
-
-    def going(carry: tuple) -> Array:
-        count, state, _ = carry
-        stopped = done(state)
-        if not measured.fresh:
-            stopped |= ~finite(state.point)
-        return (count < limits.steps) & ~stopped
-
-    def outer_step(carry: tuple) -> tuple:
-        count, state, rows = carry
-        number = state.step + 1
-        point, inner = rule.step(state.point, state.rule, number)
-        rows = jax.tree.map(lambda rows, x: rows.at[count + 1].set(x), rows, row(point))
-        best = state.best and _better(state.best, to_hyper(point.z), point.value)
-        return count + 1, LearnState(point, inner, number, best), rows
-
-    rows = jax.tree.map(
-        lambda x: jnp.full((steps + 1, *x.shape), jnp.nan, x.dtype).at[0].set(x),
-        row(state.point),
-    )
-    first = (jnp.zeros((), jnp.int32), state, rows)
-    count, state, rows = jax.lax.while_loop(going, outer_step, first)
-    if state.best is not None:
-        final, value = state.best
-    else:  # the start is returned as given, not through exp(log(·))
-        final = jax.tree.map(
-            lambda h, z: jnp.where(count == 0, h, z), hyper, to_hyper(state.point.z)
-        )
-        value = state.point.value
-    return Learned(final, value, rows, done(state), count, state)
-
-
-def _better(best: Best, hyper: Hyper, value: Scalar) -> Best:
-    lower = (value < best.value) | ~jnp.isfinite(best.value)
-    return jax.tree.map(
-        lambda new, old: jnp.where(lower, new, old), Best(hyper, value), best
-    )
-
-
-def _rule(method: _Method, measured: Measures) -> Rule:
-    if isinstance(method.outer_optimizer, Newton):
-        return newton(method.outer_optimizer, measured)
-    return gradient(method.outer_optimizer, measured)
-
-
-def _strongly_typed(leaf: Any) -> Array:
-    leaf = jnp.asarray(leaf)
-    return leaf.astype(leaf.dtype)

@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .._types import Hyper, PyTree, Scalar
-from ..hypergrad import Forward, HyperGradient, Reverse, hypergradient
+from ..hypergrad import HyperGradient, hypergradient
+from ..hypergrad.facts import is_additive
 from ..hypergrad.hypergradient import is_derivative_free
 from ..tasks import Each, Mean, TaskHyperGradient
+from ..tasks.each import with_own_noise
 from .reparametrized import Reparametrized
 from .rules import Measures, all_finite
+
+_HELD_OUT = np.uint32(2**32 - 1)
+"""Number of a draw that no outer step sees."""
 
 
 class Problem(NamedTuple):
@@ -30,7 +36,7 @@ class Problem(NamedTuple):
 
 def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
     """The objective of each draw as a function of z."""
-    to_hyper = exponential(logs)
+    to_hyper, fresh = exponential(logs), problem.key is not None
 
     def value(z: PyTree, draw: Array) -> Scalar:
         objective, _ = _drawn(problem, draw)
@@ -39,23 +45,28 @@ def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
     def value_and_grad(z: PyTree, draw: Array) -> tuple[Scalar, PyTree, Scalar]:
         objective, engine = _drawn(problem, draw)
         whole = to_hyper
-        if isinstance(objective, Reparametrized) and not is_derivative_free(engine):
+        if not is_derivative_free(engine):
             # Here and not in `hypergradient`, for the tasks of a Mean within it.
-            inner, objective = objective.function, objective.objective
-            whole = lambda z: inner(to_hyper(z))
+            objective, whole = _within(objective, to_hyper)
         hyper, pull_back = jax.vjp(whole, z)
-        plain = isinstance(getattr(engine, "func", engine), Reverse | Forward)
-        if isinstance(objective, Mean) and plain:
+        if isinstance(objective, Mean) and is_additive(engine):
             engine = Each(engine)  # the same mean, and each task's part of it
         result = hypergradient(objective, hyper, engine)
         if isinstance(result, TaskHyperGradient):
-            value, grad, lost = _over_finite_tasks(objective, result)
-            if problem.key is not None:
-                most = result.values.shape[0] / 2
-                value = jnp.where(lost > most, jnp.nan, value)
+            every = HyperGradient(result.values, result.grads)
+            (value, grad), lost = _over_finite_tasks(objective, every, fresh)
         else:
             value, grad, lost = result.value, result.grad, jnp.zeros_like(result.value)
         return value, pull_back(grad)[0], lost
+
+    def held_out(z: PyTree) -> tuple[Scalar, Scalar]:
+        objective, whole = _within(_drawn(problem, jnp.asarray(_HELD_OUT))[0], to_hyper)
+        hyper = whole(z)
+        if not isinstance(objective, Mean):
+            found = objective(hyper)
+            return found, jnp.zeros_like(found)
+        (found,), lost = _over_finite_tasks(objective, (objective.values(hyper),), True)
+        return found, lost
 
     def project(z: PyTree) -> PyTree:
         hyper = to_hyper(z)
@@ -64,8 +75,8 @@ def measures(problem: Problem, logs: Sequence[bool]) -> Measures:
         )
         return logarithm(logs)(back)
 
-    fresh = problem.key is not None
-    return Measures(value, value_and_grad, problem.project and project, fresh)
+    judge = held_out if fresh else None
+    return Measures(value, value_and_grad, problem.project and project, judge)
 
 
 def logarithm(logs: Sequence[bool]) -> Callable[[Hyper], PyTree]:
@@ -91,30 +102,33 @@ def _drawn(problem: Problem, draw: Array) -> tuple[Any, Any]:
         )
         raise ValueError(msg)
 
-    return objective, folded(problem.engine, draw)
+    return objective, with_own_noise(problem.engine, draw)
 
 
-def folded(tree: PyTree, number: Array) -> PyTree:
-    """Every random key in a pytree folded with a number."""
-
-    def fold(leaf: Any) -> Any:
-        dtype = getattr(leaf, "dtype", None)
-        is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        return jax.random.fold_in(leaf, number) if is_key else leaf
-
-    return jax.tree.map(fold, tree)
+def _within(objective: Any, to_hyper: Any) -> tuple[Any, Any]:
+    """What is reparametrized, and z in its hyper."""
+    if not isinstance(objective, Reparametrized):
+        return objective, to_hyper
+    inner = objective.function
+    return _within(objective.objective, lambda z: inner(to_hyper(z)))
 
 
-def _over_finite_tasks(
-    objective: Any, result: TaskHyperGradient
-) -> tuple[Scalar, Hyper, Scalar]:
-    """The means over the tasks that are finite, and how many are not."""
-    good = jax.vmap(lambda v, g: all_finite((v, g)))(result.values, result.grads)
-    (inner, weights), structure = objective.tree_flatten()
-    some = jnp.ones_like(result.values) if weights is None else weights
+def _over_finite_tasks(mean: Mean, every: Any, fresh: bool) -> tuple[Any, Scalar]:
+    """The means over the tasks that are finite, and how many are not.
+
+    `every` is a tuple that begins with the values, of each task. Of a fresh draw that
+    lost more than half of them, the first mean is nan.
+    """
+    values = every[0]
+    good = jax.vmap(all_finite)(every)
+    (inner, weights), structure = mean.tree_flatten()
+    some = jnp.ones_like(values) if weights is None else weights
     counted = Mean.tree_unflatten(structure, (inner, jnp.where(good, some, 0.0)))
-    value, grad = counted.average(HyperGradient(result.values, result.grads))
-    return value, grad, jnp.sum(~good).astype(value.dtype)
+    value, *others = counted.average(every)
+    lost = jnp.sum(~good).astype(value.dtype)
+    if fresh:
+        value = jnp.where(lost > values.shape[0] / 2, jnp.nan, value)
+    return (value, *others), lost
 
 
 def _map_marked(function: Any, marks: Sequence[bool], tree: PyTree) -> PyTree:

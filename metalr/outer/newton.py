@@ -19,7 +19,8 @@ class Newton:
     points left and right with $L' < 0$ and $L' > 0$) and the steps at least halve;
     otherwise the middle of the bracket. While one side is still open, steps that make
     slow progress, or where $L'' \le 0$, grow twofold. It stops as converged also when
-    the bracket has shrunk to the resolution of the dtype. Ends at a minimum.
+    the bracket has shrunk to the resolution of the dtype. Ends at a minimum; with a
+    projection, whose set is an interval here, at one of the ends where it is there.
 
     The second derivative is the forward-mode derivative of the engine's gradient.
 
@@ -53,6 +54,7 @@ class _Bracket(NamedTuple):
 
 def newton(options: Newton, measures: Measures) -> Rule:
     """Safeguarded Newton steps on a single scalar leaf, of one and the same draw."""
+    project = measures.project or (lambda z: z)
 
     def evaluate(z: PyTree, draw: Array) -> Point:
         def grad_value(z: PyTree) -> tuple[PyTree, tuple[Scalar, Scalar]]:
@@ -73,9 +75,12 @@ def newton(options: Newton, measures: Measures) -> Rule:
 
     def step(point: Point, state: _Bracket, draw: Array) -> tuple[Point, _Bracket]:
         z, slope, curvature = _scalars(point)
-        trial_z = _propose(z, slope, curvature, state)
-        place = jax.tree.map(lambda leaf: trial_z.astype(leaf.dtype), point.z)
-        trial = evaluate(place, draw)
+        proposed = _propose(z, slope, curvature, state)
+        trial = evaluate(
+            project(jax.tree.map(lambda leaf: proposed.astype(leaf.dtype), point.z)),
+            draw,
+        )
+        (trial_z,) = jax.tree.leaves(trial.z)
         moved = state._replace(last=jnp.abs(trial_z - z))
         slope_there = _scalars(trial)[1]
         slow = jnp.abs(slope_there) > 0.5 * jnp.abs(slope)

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
 from .._checks import float_leaves
 from .._types import Hyper, Objective, PyTree, Scalar
 from ..hypergrad.hypergradient import as_pytree
-from ..runs.run import Bar, State, Unroll, is_run
+from ..runs.run import Within, is_run
 
 
 @jax.tree_util.register_pytree_node_class
@@ -49,56 +48,24 @@ class Reparametrized:
         result = differentiate(self.objective, hyper)
         return result._replace(grad=pull_back(result.grad)[0])
 
+    def shortened(
+        self, cut: Callable[[Any, Hyper], tuple[Any, Hyper]], z: PyTree
+    ) -> tuple["Reparametrized", PyTree]:
+        """What `cut` makes of the objective within, and of what f returns."""
+        short, _ = cut(self.objective, self.function(z))
+        few = lambda function, z: cut(self.objective, function(z))[1]
+        return type(self)(
+            short, jax.tree_util.Partial(few, as_pytree(self.function))
+        ), z
+
 
 @jax.tree_util.register_pytree_node_class
-class ReparametrizedRun(Reparametrized, Unroll):
+class ReparametrizedRun(Reparametrized, Within):
     """That of a run, which is a run: f is part of what prepares its hyper."""
-
-    @property
-    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As in the objective, and so is all that follows but `prepare`."""
-        return self.objective.steps
-
-    @property
-    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As in the objective."""
-        return getattr(self.objective, "checkpoints", None)
 
     def prepare(self, hyper: PyTree) -> Hyper:
         """The objective's hyper, prepared: what its parts take."""
         return self.objective.prepare(self.function(hyper))
-
-    def init(self, hyper: Hyper) -> State:
-        """As in the objective."""
-        return self.objective.init(hyper)
-
-    def step(
-        self, hyper: Hyper, state: State, index: int | Array
-    ) -> tuple[State, PyTree]:
-        """As in the objective."""
-        return self.objective.step(hyper, state, index)
-
-    def pull_back(
-        self, hyper: Hyper, state: State, index: int | Array, bar: Bar
-    ) -> tuple[Bar, Hyper]:
-        """As in the objective."""
-        return self.objective.pull_back(hyper, state, index, bar)
-
-    def evaluate(self, hyper: Hyper, state: State) -> Scalar:
-        """As in the objective."""
-        return self.objective.evaluate(hyper, state)
-
-    def public(self, hyper: Hyper, state: State) -> State:
-        """As in the objective."""
-        return self.objective.public(hyper, state)
-
-    def accepted(self, state: State) -> State:
-        """As in the objective."""
-        return self.objective.accepted(state)
-
-    def accumulated(self, state: State) -> Scalar | float:
-        """As in the objective."""
-        return self.objective.accumulated(state)
 
 
 def reparametrized(objective: Objective, function: Any) -> Any:

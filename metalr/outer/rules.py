@@ -35,7 +35,13 @@ class Measures(NamedTuple):
     value: Callable[[PyTree, Array], Scalar]
     value_and_grad: Callable[[PyTree, Array], tuple[Scalar, PyTree, Scalar]]
     project: Callable[[PyTree], PyTree] | None
-    fresh: bool  # each outer step has a draw of its own
+    held_out: Callable[[PyTree], tuple[Scalar, Scalar]] | None
+    """Value and lost tasks on a draw of no step; None where all is of one draw."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether each outer step has a draw of its own."""
+        return self.held_out is not None
 
 
 class Rule(NamedTuple):
@@ -51,6 +57,7 @@ class _Descent(NamedTuple):
     opt_state: optax.OptState
     scale: Scalar  # of the next step
     still: Array  # the optimizer proposed to stay, and will for ever
+    known: Array  # the point is finite; a start may not be
 
 
 def finite(point: Point) -> Array:
@@ -79,9 +86,8 @@ def gradient(optimizer: Any, measures: Measures) -> Rule:
         return Point(z, value, grad, None, lost, draw)
 
     def init(point: Point) -> _Descent:
-        return _Descent(
-            optimizer.init(point.z), jnp.ones_like(point.value), jnp.array(False)
-        )
+        one = jnp.ones_like(point.value)
+        return _Descent(optimizer.init(point.z), one, jnp.array(False), finite(point))
 
     def step(point: Point, state: _Descent, draw: Array) -> tuple[Point, _Descent]:
         updates, opt_state = update(
@@ -96,14 +102,17 @@ def gradient(optimizer: Any, measures: Measures) -> Rule:
         scaled = jax.tree.map(lambda u: state.scale.astype(u.dtype) * u, updates)
         moved = project(optax.apply_updates(point.z, scaled))
         # A start that is not finite on its draw says nothing: it is tried on the next.
-        known = finite(point)
+        known = state.known
         trial = evaluate(select(known, moved, point.z), draw)
         good = finite(trial)
         if not measures.fresh:
             good &= ~_out_of_scale(trial, point) & (trial.lost <= point.lost)
-        still = _all_zero(updates) & _same(opt_state, state.opt_state)
+            still = _all_zero(updates) & _same(opt_state, state.opt_state)
+        else:
+            still = state.still  # the next draw may move it
         grown = jnp.minimum(1.0, _GROW * state.scale)
-        accepted = _Descent(select(known, opt_state, state.opt_state), grown, still)
+        moments = select(known, opt_state, state.opt_state)
+        accepted = _Descent(moments, grown, still, good)
         return select(
             good,
             (trial, accepted),

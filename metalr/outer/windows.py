@@ -11,11 +11,10 @@ from jaxtyping import Array
 
 from .._checks import float_leaves, int_at_least
 from .._types import Hyper, Objective, PyTree, Scalar
-from ..hypergrad import Engine, PersistentES, Reverse
+from ..hypergrad import Engine, Reverse
 from ..hypergrad.hypergradient import hypergradient_and_run
-from ..hypergrad.persistent_online import ensemble_of, perturbed_window
-from ..runs.run import Bar, State, Unroll, is_run, refilled
-from .measures import folded
+from ..runs.run import Bar, State, Within, is_run, refilled
+from ..tasks.each import with_own_noise
 from .rules import select
 
 _REVERSE = Reverse()
@@ -34,7 +33,7 @@ class Carry(NamedTuple):
     state: State  # the run's own; after the last window that of the end
     step: Array  # steps made since the start; 0 means that the next window starts anew
     made: Array  # windows so far, over all runs
-    ensemble: Any  # of PersistentES; None otherwise
+    ensemble: Any  # what the engine itself carries; None for most
 
 
 def windows(objective: Objective, length: Any, engine: Engine = _REVERSE) -> Windows:
@@ -124,64 +123,55 @@ def windows(objective: Objective, length: Any, engine: Engine = _REVERSE) -> Win
     if length > run.steps:
         msg = f"length = {length} is longer than the run: it has {run.steps} steps"
         raise ValueError(msg)
-    persistent = isinstance(engine, PersistentES)
-    if isinstance(engine, PersistentES) and engine.window != length:
-        msg = (
-            f"{engine} perturbs windows of {engine.window} steps, but length = "
-            f"{length}: give both the same"
-        )
-        raise ValueError(msg)
+    own: Any = engine if hasattr(engine, "through_window") else None
+    if own is not None:
+        own.refuse_window(length)
 
     def init(hyper: Hyper, first_step: Any = 0) -> Carry:
         hyper = float_leaves(hyper, "hyper")
-        first = _checked_start(first_step, run.steps, length if persistent else 1)
+        first = _checked_start(first_step, run.steps, length if own else 1)
         prepared, zero = run.prepare(hyper), jnp.zeros((), jnp.int32)
-        ensemble = None
-        if isinstance(engine, PersistentES):
-            ensemble = ensemble_of(run, engine, hyper)
-        carry = Carry(_strong(run.init(prepared)), zero, zero, ensemble)
-        if persistent:
+        ensemble = None if own is None else own.begin(run, hyper)
+        start = Carry(_strong(run.init(prepared)), zero, zero, ensemble)
+        if isinstance(first, int) and first == 0:  # no step is compiled for nothing
+            return start
+        if own is not None:
             again = lambda _, carry: update(carry, hyper)[0]
-            return jax.lax.fori_loop(0, first // length, again, carry)
+            return jax.lax.fori_loop(0, first // length, again, start)
         onward = lambda i, state: run.step(prepared, state, i)[0]
-        state = jax.lax.fori_loop(0, first, onward, carry.state)
-        return carry._replace(state=state, step=jnp.asarray(first, jnp.int32))
+        state = jax.lax.fori_loop(0, first, onward, start.state)
+        return start._replace(state=state, step=jnp.asarray(first, jnp.int32))
 
     def update(carry: Carry, hyper: Hyper) -> tuple[Carry, Any]:
         hyper = float_leaves(hyper, "hyper")
         window = Window(run, carry.state, carry.step, length)
-        drawn = folded(engine, carry.made)
-        ensemble = carry.ensemble
-        if isinstance(drawn, PersistentES):
-            state, ensemble, result = perturbed_window(window, ensemble, hyper, drawn)
+        drawn: Any = with_own_noise(engine, carry.made)
+        if own is not None:
+            state, kept, result = drawn.through_window(window, carry.ensemble, hyper)
         else:
             result, end = hypergradient_and_run(window, hyper, drawn)
-            state = end.state
+            state, kept = end.state, None
         step = carry.step + length
         step = jnp.where(step >= run.steps, 0, step)
-        return Carry(state, step, carry.made + 1, ensemble), result
+        return Carry(state, step, carry.made + 1, kept), result
 
     return Windows(init, update)
 
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
-class Window(Unroll):
-    """The next `steps` steps of a run, as a run of its own; `first` may be traced."""
+class Window(Within):
+    """The next `length` steps of a run, as a run of its own; `first` may be traced."""
 
     objective: Any
     state: State
     first: Array
-    steps: int
+    length: int
 
     @property
-    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As in the whole run."""
-        return getattr(self.objective, "checkpoints", None)
-
-    def prepare(self, hyper: Hyper) -> Hyper:
-        """As in the whole run."""
-        return self.objective.prepare(hyper)
+    def steps(self) -> int:
+        """Those of the window."""
+        return self.length
 
     def init(self, hyper: Hyper) -> State:
         """The given state, or the start of the run."""
@@ -220,7 +210,7 @@ class Window(Unroll):
 
     def tree_flatten(self) -> tuple[tuple[Any, Any, Any], int]:
         """All but the number of steps are children."""
-        return (self.objective, self.state, self.first), self.steps
+        return (self.objective, self.state, self.first), self.length
 
     @classmethod
     def tree_unflatten(cls, aux: int, children: tuple[Any, Any, Any]) -> "Window":

@@ -22,7 +22,8 @@ class Program(NamedTuple):
     temp_bytes: int  # everything that is neither argument nor result
     argument_bytes: int
     output_bytes: int
-    compile_seconds: float
+    compile_seconds: float  # of XLA
+    trace_seconds: float  # before that: tracing and lowering
 
 
 class Memory(NamedTuple):
@@ -53,10 +54,11 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
         RuntimeError: if the backend does not report the memory of a program.
     """
     lower = getattr(function, "lower", None) or jax.jit(function).lower
-    lowered = lower(*arguments)
     start = time.perf_counter()
+    lowered = lower(*arguments)
+    middle = time.perf_counter()
     program = lowered.compile()
-    seconds = time.perf_counter() - start
+    end = time.perf_counter()
     account = program.memory_analysis()
     if account is None:
         msg = f"{jax.default_backend()} does not report the memory of a program"
@@ -66,7 +68,8 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
         account.temp_size_in_bytes,
         account.argument_size_in_bytes,
         account.output_size_in_bytes,
-        seconds,
+        compile_seconds=end - middle,
+        trace_seconds=middle - start,
     )
 
 

@@ -55,15 +55,14 @@ def predicted_bytes(
 def shortened(objective: Any, hyper: Hyper, steps: int) -> tuple[Any, Hyper]:
     """The same problem with fewer steps, and the hyperparameters of those.
 
-    An objective that is made of several runs says what that is with a `shortened` of
-    its own.
+    An objective that is made of runs says what that is with a `shortened` of its own.
 
     Raises:
         ValueError: if the objective is no run.
     """
     own = getattr(objective, "shortened", None)
     if own is not None:
-        return own(lambda run: shortened(run, hyper, steps))
+        return own(lambda run, hyper: shortened(run, hyper, steps), hyper)
     if "steps" not in getattr(objective, "__dataclass_fields__", ()):
         msg = (
             f"objective = {objective!r} has no steps to be cut: pass a metalr.Unrolled"

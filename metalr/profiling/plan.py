@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .._checks import float_leaves
 from .._types import Hyper, Objective
 from ..hypergrad import Engine, Forward, Mixed, Reverse
-from ..hypergrad.facts import cost, count, family, kept_bytes
+from ..hypergrad.facts import applied_to, cost, count, family, kept_bytes
 from .measure import program_of, timing
 from .model import shortened
 
@@ -56,8 +56,9 @@ def plan(
     the objective (a `custom_vjp` in the loss, in forward mode) is passed over.
 
     Args:
-        objective: what is to be differentiated: a run, a `tasks.Mean`, or (by `Forward`
-            and `Reverse` alone) any traceable scalar function.
+        objective: what is to be differentiated: a run, a `tasks.Mean`, either of them
+            `reparametrized` (planned by what is within, with f), or (by `Forward` and
+            `Reverse` alone) any traceable scalar function.
         hyper: the point; only shapes and dtypes matter.
         memory_limit: temporary bytes of one device, as a number or such as "2GiB",
             "500 MB". A program that needs exactly so many fits.
@@ -153,6 +154,7 @@ def parse_bytes(limit: int | str) -> int:
 
 def _engines(objective: Any, hyper: Hyper) -> list[Engine]:
     """Those that give the derivative itself, at every size."""
+    objective, hyper = applied_to(None, objective, hyper)
     chunks = [k for k in (1, 4, 16, 64) if k < count(hyper)]
     whole = [Forward(), *(Forward(chunk=k) for k in chunks), Reverse()]
     steps = max(getattr(objective, "steps", 1), 1)

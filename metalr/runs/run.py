@@ -17,6 +17,7 @@ that carries no derivative (an int, a key, what hyper does not move): `moving`.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -127,9 +128,61 @@ class Unroll(Frozen):
         return Continued(self, state, first)
 
 
+class Within(Unroll):
+    """A run that is that of its `objective`, but for what a subclass says."""
+
+    objective: Any
+
+    @property
+    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As in the objective, and so is all that follows."""
+        return self.objective.steps
+
+    @property
+    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As in the objective."""
+        return getattr(self.objective, "checkpoints", None)
+
+    def prepare(self, hyper: Hyper) -> Hyper:
+        """As in the objective."""
+        return self.objective.prepare(hyper)
+
+    def init(self, hyper: Hyper) -> State:
+        """As in the objective."""
+        return self.objective.init(hyper)
+
+    def step(
+        self, hyper: Hyper, state: State, index: int | Array
+    ) -> tuple[State, PyTree]:
+        """As in the objective."""
+        return self.objective.step(hyper, state, index)
+
+    def pull_back(
+        self, hyper: Hyper, state: State, index: int | Array, bar: Bar
+    ) -> tuple[Bar, Hyper]:
+        """As in the objective."""
+        return self.objective.pull_back(hyper, state, index, bar)
+
+    def evaluate(self, hyper: Hyper, state: State) -> Scalar:
+        """As in the objective."""
+        return self.objective.evaluate(hyper, state)
+
+    def public(self, hyper: Hyper, state: State) -> State:
+        """As in the objective."""
+        return self.objective.public(hyper, state)
+
+    def accepted(self, state: State) -> State:
+        """As in the objective."""
+        return self.objective.accepted(state)
+
+    def accumulated(self, state: State) -> Scalar | float:
+        """As in the objective."""
+        return self.objective.accumulated(state)
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
-class Continued(Unroll):
+class Continued(Within):
     """A run from a given state on: see `Unroll.continued`. Its arrays are children."""
 
     objective: Any
@@ -137,18 +190,9 @@ class Continued(Unroll):
     first_step: int
 
     @property
-    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def steps(self) -> int:
         """The steps that are left."""
         return self.objective.steps - self.first_step
-
-    @property
-    def checkpoints(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As in the whole run."""
-        return self.objective.checkpoints
-
-    def prepare(self, hyper: Hyper) -> Hyper:
-        """As in the whole run."""
-        return self.objective.prepare(hyper)
 
     def init(self, hyper: Hyper) -> State:
         """The given state."""
@@ -159,29 +203,13 @@ class Continued(Unroll):
         self, hyper: Hyper, state: State, index: int | Array
     ) -> tuple[State, PyTree]:
         """Step `first_step` + `index` of the whole run."""
-        return self.objective.step(hyper, state, self.first_step + index)
+        return super().step(hyper, state, self.first_step + index)
 
     def pull_back(
         self, hyper: Hyper, state: State, index: int | Array, bar: Bar
     ) -> tuple[Bar, Hyper]:
         """That of the whole run."""
-        return self.objective.pull_back(hyper, state, self.first_step + index, bar)
-
-    def evaluate(self, hyper: Hyper, state: State) -> Scalar:
-        """As in the whole run."""
-        return self.objective.evaluate(hyper, state)
-
-    def public(self, hyper: Hyper, state: State) -> State:
-        """As in the whole run."""
-        return self.objective.public(hyper, state)
-
-    def accepted(self, state: State) -> State:
-        """As in the whole run."""
-        return self.objective.accepted(state)
-
-    def accumulated(self, state: State) -> Scalar | float:
-        """As in the whole run."""
-        return self.objective.accumulated(state)
+        return super().pull_back(hyper, state, self.first_step + index, bar)
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], int]:
         """Objective and state are children."""
@@ -199,6 +227,28 @@ def is_run(objective: Any) -> bool:
     return all(hasattr(objective, part) for part in parts)
 
 
+@functools.partial(compiled, inline=True)
+def stepped(
+    objective: Any, hyper: Hyper, state: State, index: Array
+) -> tuple[State, PyTree]:
+    """`objective.step`, traced once however often a program has it."""
+    return objective.step(hyper, state, index)
+
+
+@functools.partial(compiled, inline=True)
+def started(objective: Any, hyper: Hyper) -> State:
+    """`objective.init` of a hyper that is not prepared yet, traced once."""
+    return objective.init(objective.prepare(hyper))
+
+
+@functools.partial(compiled, inline=True)
+def pulled_back(
+    objective: Any, hyper: Hyper, state: State, index: Array, bar: Bar
+) -> tuple[Bar, Hyper]:
+    """`objective.pull_back`, traced once however often a program has it."""
+    return objective.pull_back(hyper, state, index, bar)
+
+
 def advance(
     objective: Any,
     hyper: Hyper,
@@ -212,7 +262,7 @@ def advance(
     """The state after steps `first` to `first + count − 1`, and their records."""
 
     def body(state: State, offset: Array) -> tuple[State, PyTree]:
-        state, record = objective.step(hyper, state, first + offset)
+        state, record = stepped(objective, hyper, state, first + offset)
         return state, record if records else None
 
     return scan(body, state, count, checkpoints)
@@ -303,7 +353,8 @@ def at_rest(objective: Any, hyper: Hyper) -> Bar:
     (value,) = reached(objective.evaluate, still)
     matters = set(value)
     if objective.steps:
-        step = lambda hyper, state: objective.step(hyper, state, jnp.asarray(0))[0]
+        first = jnp.zeros((), jnp.int32)
+        step = lambda hyper, state: stepped(objective, hyper, state, first)[0]
         through = reached(step, given)
         for _ in leaves:
             before = len(moved) + len(matters)

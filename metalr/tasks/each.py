@@ -76,7 +76,7 @@ class Each:
 
         def task(objective: Any, index: Array, given: tuple[Hyper, Engine]) -> Any:
             hyper, engine = given
-            return _with_own_noise(engine, index)(objective, hyper)
+            return with_own_noise(engine, index)(objective, hyper)
 
         found = mean.each_numbered(task, (hyper, as_pytree(self.engine)))
         value, grad = mean.average((found.value, found.grad))
@@ -140,12 +140,12 @@ class Each:
         return cls(children[0])
 
 
-def _with_own_noise(engine: Any, index: Array) -> Any:
-    """The engine with every random key that it holds folded with the task's number."""
+def with_own_noise(engine: Any, number: Array) -> Any:
+    """The engine with every random key that it holds folded with a number."""
 
     def fold(leaf: Any) -> Any:
         dtype = getattr(leaf, "dtype", None)
         is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        return jax.random.fold_in(leaf, index) if is_key else leaf
+        return jax.random.fold_in(leaf, number) if is_key else leaf
 
     return jax.tree.map(fold, engine)

@@ -233,10 +233,12 @@ class Mean:
         """Bytes that one step of all tasks on a device hands to the next."""
         return self.tasks_on_a_device * state_bytes(self.task(0), hyper)
 
-    def shortened(self, cut: Callable[[Any], tuple[Any, Hyper]]) -> tuple["Mean", Any]:
-        """What `cut` makes of a task, of all: it returns the task and hyper."""
-        one, hyper = cut(self.task(0))
-        every = self.each(lambda task, _: jax.tree.leaves(cut(task)[0]), hyper)
+    def shortened(
+        self, cut: Callable[[Any, Hyper], tuple[Any, Hyper]], hyper: Hyper
+    ) -> tuple["Mean", Hyper]:
+        """What `cut` makes of a task, of all, and of hyper."""
+        one, few = cut(self.task(0), hyper)
+        every = self.each(lambda task, h: jax.tree.leaves(cut(task, h)[0]), hyper)
         leaves = [
             leaf[0] if same else leaf
             for leaf, same in zip(every, self.shared, strict=True)
@@ -246,7 +248,7 @@ class Mean:
         object.__setattr__(new, "weights", self.weights)
         objective = jax.tree.unflatten(jax.tree.structure(one), leaves)
         new._set(objective, self.shared, self.count)
-        return new, hyper
+        return new, few
 
     def each(self, function: Callable[[Any, Hyper], Any], hyper: Hyper) -> Any:
         """`function(objective, hyper)` of every task, stacked along a first axis."""

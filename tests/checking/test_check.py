@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings, strategies as st
+from jax.tree_util import Partial
 
 import metalr
 from metalr.checking._closed import closed_form
-from metalr.checking._differences import differentiate
+from metalr.checking._differences import differentiate, shifts, slopes
 from metalr.checking._inner import chosen_steps
-from metalr.checking._precision import limited
+from metalr.checking._inner_row import inner_row
+from metalr.checking._precision import Precise, limited
 from metalr.problems import least_squares
 from metalr.theory import Quadratic
 
@@ -624,3 +626,106 @@ def test_in_chaos_an_engine_whose_run_ends_elsewhere_is_rounding_not_a_mistake()
 def test_bad_options_are_refused_before_anything_runs(options, message):
     with pytest.raises(ValueError, match=message):
         metalr.check_hypergrad(quadratic(), 0.1, **options)
+
+
+# Float32, where the steps of differences cannot be small.
+
+
+@pytest.mark.parametrize("kinks", [1, 30, 1000])
+def test_kinks_between_the_steps_are_rarely_taken_for_a_derivative(kinks):
+    """Two entries may agree by chance; the bends at the same steps tell."""
+    random = np.random.default_rng(kinks)
+    n, float32 = 2000, np.dtype("float32")
+    place = random.uniform(-0.3, 0.3, (n, kinks))
+    jump = 0.1 * random.normal(size=(n, kinks)) / np.sqrt(kinks)
+    slope, level = random.normal(size=n), random.uniform(0.5, 2.0, n)
+
+    def value(s):
+        kinked = np.sum(jump * np.maximum(s - place, 0.0), axis=1)
+        return np.float32(level + slope * s + kinked)
+
+    found = slopes(np.stack([value(s) for s in shifts(float32)]), float32)
+    exact = slope + np.sum(jump * (place < 0.0), axis=1)
+    told = ~found.kink & (found.error <= 1e-2 * np.abs(found.value))
+    beyond = np.abs(found.value - exact) > found.error + 3e-4 * np.abs(exact)
+    assert np.mean(beyond[told]) < 0.05
+
+
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+
+
+def scaled(slope):
+    """The identity, with this slope."""
+    same = jax.custom_jvp(lambda x: x)
+    same.defjvp(lambda primals, tangents: (primals[0], slope * tangents[0]))
+    return same
+
+
+def network_loss(name, slope):
+    activation, rule = ACTIVATIONS[name], scaled(slope)
+
+    def loss(data, params, hyper, batch):
+        X, t = data
+        hidden = activation(activation(X @ params["a"]) @ params["b"])
+        return rule(jnp.mean((hidden @ params["c"] - t) ** 2))
+
+    return loss
+
+
+def row_of(loss, seed):
+    """The row of a float32 network that is trained from a random start."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    normal = lambda i, *shape: jax.random.normal(keys[i], shape, jnp.float32)
+    params = {"a": normal(0, 8, 16), "b": normal(1, 16, 16), "c": normal(2, 16, 3)}
+    params = jax.tree.map(lambda w: w / len(w) ** 0.5, params)
+    data = normal(3, 32, 8), normal(4, 32, 3)
+    L = metalr.Unrolled(Partial(loss, data), optax.adam, params, steps=24)
+    own = Precise(L, jnp.float32(0.01), np.dtype("float32"))
+    rtol = float(np.sqrt(np.finfo(np.float32).eps))
+    (found,) = inner_row(own, rtol, keys[0])
+    return found
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_right_inner_gradient_in_float32_never_differs(name):
+    loss = network_loss(name, 1.0)
+    with jax.enable_x64(False):
+        rows = [row_of(loss, seed) for seed in range(12)]
+    assert {row.status for row in rows} <= {"agrees", "inconclusive"}
+    if name == "tanh":
+        assert {row.status for row in rows} == {"agrees"}
+
+
+def test_an_inner_gradient_that_is_1_percent_off_in_float32_differs():
+    loss = network_loss("tanh", 1.01)
+    with jax.enable_x64(False):
+        rows = [row_of(loss, seed) for seed in range(12)]
+    assert {row.status for row in rows} == {"differs"}
+
+
+def test_the_table_fits_a_terminal_and_says_all_of_it():
+    def an_engine_with_a_name_that_has_no_room_in_a_column(objective, hyper):
+        return metalr.Reverse()(objective, hyper)
+
+    engines = [
+        metalr.Reverse(),
+        metalr.Reversible(),
+        an_engine_with_a_name_that_has_no_room_in_a_column,
+    ]
+    L = quadratic(lambda h: optax.adam(h["rate"], h["b1"], h["b2"]), steps=2)
+    hyper = {"rate": 0.1, "b1": 0.9, "b2": 0.99}
+    check = metalr.check_hypergrad(L, hyper, engines=engines)
+    lines = str(check).splitlines()
+    wide = [line for line in lines if len(line) > 80]
+    assert all("an_engine_with_a_name" in line for line in wide)  # one word
+    said = " ".join(str(check).split())
+    for row in check.rows:
+        assert " ".join(row.reason.split()) in said
+        assert row.name in said
+    assert check.reason in said
+    heads = lines[0]
+    for row in check.rows[:2]:  # numbers stand below the ends of their heads
+        (line,) = [line for line in lines if line.startswith(row.name)]
+        if row.difference is not None:
+            end = heads.index("difference") + len("difference")
+            assert line[:end].endswith(f"{row.difference:.1e}")

@@ -1,6 +1,8 @@
 """The site: whole, with links that lead somewhere, and nothing asked of a network."""
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
 from xml.etree import ElementTree as ET
@@ -14,6 +16,7 @@ from experiments._command import cli
 from experiments._docs import site
 from experiments._docs.formulas import with_formulas
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 _LOADS = {"script": "src", "img": "src", "link": "href", "iframe": "src"}
 
 
@@ -135,8 +138,38 @@ def test_every_public_name_is_on_its_page(pages):
     assert set(site.offered(metalr)) <= pages["metalr.html"].anchors
 
 
-def test_the_search_finds_guides(files):
+def test_the_search_knows_the_sections_of_guides(files):
     assert "metalr.guides.recipes" in files["search.js"]
+    assert '"fullname": "Recipes: MAML", "heading": "MAML"' in files["search.js"]
+    for name in site.guides():
+        assert f'"modulename": "metalr.guides.{name}"' in files["search.js"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs a browser")
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        ("memory", "metalr/guides/memory.html#memory"),
+        ("maml", "metalr/guides/recipes.html#maml"),
+        ("reversible", "metalr.html#Reversible"),  # in no heading: the name itself
+    ],
+)
+def test_words_of_a_guides_heading_find_the_guide_first(files, tmp_path, asked, first):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    page = in_chromium(f"file://{tmp_path}/metalr.html?search={asked}")
+    assert re.findall(r'<a href="([^"]+)" class="attr', page)[0] == first
+
+
+def in_chromium(address):
+    """The page as the browser has it when its scripts are done."""
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command = [str(CHROMIUM), *options, "--virtual-time-budget=10000", address]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
 
 
 def test_the_command_writes_it_and_spares_what_is_not_its_own(

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import frameworks
 from experiments._command.config import ConfigError
+from experiments._frameworks import problem
 
 TINY = frameworks.Config(steps=3, examples=16, batch=4, outer_steps=1, hidden=3)
 EXACT = [name for name in frameworks.RECIPES if name != "flax_nnx_as_shipped"]
@@ -22,6 +23,8 @@ def test_a_model_learns_as_its_plain_functions_do(name):
     found = record(name)
     apart = {k: v for k, v in found.items() if k.endswith("_difference")}
     assert len(apart) == 5
+    assert found["cost_ratio"] > 0.0
+    assert found["statements"] > found["statements_by_hand"] / 4
     assert max(apart.values()) < 1e-6, apart
     assert found["learned_rate"] != TINY.rate
     assert set(frameworks.figures([found])) == {"frameworks"}
@@ -47,4 +50,4 @@ def test_a_framework_that_is_missing_is_named(monkeypatch):
 
 def test_more_examples_than_there_are_is_a_wrong_config():
     with pytest.raises(ConfigError, match="only 1797"):
-        frameworks.digits(TINY.model_copy(update={"examples": 2000}))
+        problem.digits(2000, "float64")

@@ -8,7 +8,7 @@ import pytest
 
 import metalr
 from experiments import maml
-from experiments._maml import by_hand, methods, papers
+from experiments._maml import by_hand, judging, methods, papers
 from experiments._maml.methods import METHODS, Inner
 from experiments._maml.sinusoids import Family, Points, Sinusoid, network
 from experiments._settings.beside import difference
@@ -35,7 +35,7 @@ def test_every_meta_gradient_is_that_of_hand_written_jax(name, key):
     theta = METHODS[name].start(network(key, "float64", width=6), inner)
     keys = jax.random.split(key, 3)
     family = Family(4, 5, (0.8, 1.2), "float64")
-    mean = maml.mean(METHODS[name], family, 2, inner, 3, key)
+    mean = methods.mean(METHODS[name], family, 2, inner, 3, key)
     found = metalr.hypergradient(mean, theta, Each(METHODS[name].engine(inner)))
     one = lambda task: by_hand.GRADIENTS[name](theta, task, 2, inner)
     each = jax.jit(jax.vmap(one))(jax.vmap(family.draw)(keys))
@@ -136,12 +136,12 @@ def test_a_tiny_run_gives_errors_and_a_price(tmp_path):
 
 def test_a_figure_is_comparable_in_its_own_setting_alone():
     theirs = maml.Config(shots=5, frequency=(0.8, 1.2), meta_batch=4, steps=60_000)
-    errors = {1: maml.Error(1.1, 0.1, 0)}
+    errors = {1: judging.Error(1.1, 0.1, 0)}
     row = papers.beside("maml", 5, errors, theirs)
     assert row["published"].endswith("1.13 ± 0.18 after 1")
     assert row["comparable"] == "yes"
     assert row["holds"]
-    far = {1: maml.Error(2.0, 0.1, 0)}
+    far = {1: judging.Error(2.0, 0.1, 0)}
     assert not papers.beside("maml", 5, far, theirs)["holds"]
     shorter = theirs.model_copy(update={"steps": 100})
     row = papers.beside("maml", 5, errors, shorter)
@@ -156,9 +156,23 @@ def test_the_published_rows_are_the_six_figures_of_the_table(monkeypatch):
     def errors_of(name, config):
         assert not papers.departures(papers.META_SGD, config)
         for shots in config.judged_shots:
-            yield shots, {1: maml.Error(0.6, 0.05, 0)}
+            yield shots, {1: judging.Error(0.6, 0.05, 0)}
 
     monkeypatch.setattr(maml, "errors_of", errors_of)
-    rows = list(sinusoids.rows(steps=60_000, seed=0))
+    rows = list(sinusoids.table(steps=60_000, seed=0))
     assert [row.published for row in rows] == [1.13, 0.85, 0.71, 0.9, 0.63, 0.5]
     assert [row.holds for row in rows] == [False, False, True, False, True, True]
+
+
+def test_the_rows_of_the_figure_are_judged_in_its_own_setting(monkeypatch):
+    from experiments._published import sinusoids
+
+    def errors_of(name, config):
+        assert not papers.departures(papers.MAML, config)
+        assert (name, config.judged_shots) == ("maml", (5,))
+        yield 5, {n: judging.Error(0.6, 0.05, 0) for n in config.judged_after}
+
+    monkeypatch.setattr(maml, "errors_of", errors_of)
+    rows = list(sinusoids.figure(steps=70_000, seed=0))
+    assert [row.published for row in rows] == [2.8, 0.7, 0.3]
+    assert [row.holds for row in rows] == [False, True, False]

@@ -50,12 +50,14 @@ def test_a_long_unroll_is_planned_within_its_limit(tmp_path):
 @pytest.mark.slow
 def test_the_engines_are_compared_on_a_small_run(tmp_path):
     small = ["steps=20", "long_steps=50", "repeats=1", "hidden=8", "batch=4"]
-    found = records("engines", tmp_path, *small, "parts=[scalar, bits, mixed]")
+    found = records("engines", tmp_path, *small, "parts=[scalar, bits, mixed, call]")
     exact = [row["bit_exact"] for row in found if "bit_exact" in row]
     assert exact
     assert all(exact)
     (mixed,) = [row for row in found if row.get("way") == "Mixed()"]
     assert mixed["reached"]
+    (call,) = [row for row in found if row.get("way") == "hypergradient"]
+    assert call["trivial_calls"] > 1.0
 
 
 def test_a_limit_that_cannot_be_kept_is_a_wrong_config(tmp_path, capsys):

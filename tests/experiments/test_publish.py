@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from experiments._command import cli
+from experiments._command import cli, registry
 from experiments._command.config import ConfigError
-from experiments._report import keeping, records
+from experiments._report import gallery, keeping, records
 from experiments._report.keeping import command
 from experiments._report.publish import faults, results_page
 from experiments._report.records import Kept, KeptTable, headline
@@ -272,6 +272,22 @@ def test_the_gallery_shows_every_record(finished, configs, tmp_path):
     with pytest.raises(ConfigError, match=r"mine\.png"):
         write_gallery(out, configs)
     assert out.read_text(encoding="utf-8") == text
+
+
+def test_every_experiment_has_its_place_in_the_gallery():
+    found = [name for names in gallery.GROUPS.values() for name in names]
+    assert sorted(found) == sorted(registry.names())
+
+
+def test_every_record_has_a_question_and_a_claim():
+    for kept in records.read_all(records.CONFIGS):
+        assert registry.questions()[kept.experiment]
+        assert registry.claim(kept.experiment), kept.name
+
+
+def test_a_claim_shows_code_as_code_and_nothing_in_it_acts():
+    text = str(gallery._with_code("`a<b` and <i>"))
+    assert text == "<code>a&lt;b</code> and &lt;i&gt;"
 
 
 def test_every_record_says_where_it_comes_from():

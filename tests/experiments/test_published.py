@@ -11,7 +11,7 @@ import pytest
 
 import metalr
 from experiments._command import cli
-from experiments._published import row
+from experiments._published import row, toy_regression
 from metalr.problems import influence_balancing
 from tests.helpers import assert_close
 
@@ -160,6 +160,20 @@ def test_the_cheap_rows_hold_and_say_how_they_were_made(tmp_path, capsys, monkey
     counts = [record["ours"] for record in rows if "parameters" in record["setting"]]
     assert counts == [61_706, 62_378_344, 138_357_544]
     assert "experiments.published 'parts=" in capsys.readouterr().out  # cut to 40
+
+
+def test_the_row_of_the_toy_regression_holds_only_if_persistent_es_gets_out(
+    monkeypatch,
+):
+    stuck, free = jnp.array([0.14, -0.76]), jnp.array([2.74, -1.47])
+
+    def rows(*ends):
+        left = iter(ends)
+        monkeypatch.setattr(toy_regression, "learned", lambda *a, **k: next(left))
+        return list(toy_regression.rows(updates=1, pairs=2, seed=0))
+
+    assert [found.holds for found in rows(stuck, stuck, free)] == [True]
+    assert [found.holds for found in rows(stuck, free, stuck)] == [False]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A sweep computes each point of its axes once, and says what it did."""
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -19,7 +21,7 @@ from experiments._command.config import ConfigError, validate
 from experiments._command.progress import describe, sweep_progress
 from experiments._command.sources import _behind, code_version
 from experiments._store import store
-from experiments._sweep import supervised
+from experiments._sweep import jobs, supervised
 from experiments._sweep.axes import Sweep, assignments
 from experiments._sweep.batches import Point, batches
 from experiments._sweep.cluster import _cards
@@ -398,6 +400,21 @@ def test_batches_hold_each_point_once_by_program_and_within_their_limits(
     for y in set(order):
         lengths = [len(b) for b, o in zip(found, order, strict=True) if o == y]
         assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.usefixtures("log")
+def test_after_each_ten_jobs_what_jax_keeps_of_their_programs_goes(monkeypatch):
+    cleared, seen = [], []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(None))
+    monkeypatch.setattr(jobs, "_computed", itertools.count(1))
+    for x in range(25):
+        point = {"x": x, "jax": False}
+        job = jobs.Job(
+            sweep_points.__name__, code_version(sweep_points), ("",), (point,)
+        )
+        assert [outcome.status for outcome in jobs.compute(job)] == ["finished"]
+        seen.append(len(cleared))
+    assert seen == [0] * 9 + [1] * 10 + [2] * 6
 
 
 def test_a_sweep_without_axes_is_one_point_and_another_spelling_is_the_same(

@@ -11,15 +11,9 @@ import pytest
 
 import metalr
 from metalr import Forward, Reversible, Unrolled, hypergradient, per_step
-from metalr.hypergrad import _exact, reversible
-from metalr.hypergrad._exact import (
-    WORDS,
-    Buffer,
-    fraction,
-    multiply,
-    schedule,
-    slots_needed,
-)
+from metalr.hypergrad._exact import Buffer, multiply, rescale
+from metalr.hypergrad._fractions import WORDS, fraction, schedule, slots_needed
+from metalr.hypergrad._integer_run import IntegerRun, Integers
 from tests.helpers import assert_near
 
 FLOAT32, FLOAT64 = WORDS[jnp.dtype("float32")], WORDS[jnp.dtype("float64")]
@@ -168,7 +162,7 @@ def test_ten_thousand_steps_are_reversed_in_the_published_bits(
     words = WORDS[jnp.dtype(dtype)]
     spills = steps * published / words.spill_bits
     assert spills > 10
-    assert _exact.slots_needed(steps, gamma, words) == pytest.approx(spills, rel=0.1)
+    assert slots_needed(steps, gamma, words) == pytest.approx(spills, rel=0.1)
     # With the carry bits: log2(1 / (1 - γ)) < 6 once, and 1 % for each spill.
     assert 0.0 < float(mine.bits) + np.log2(gamma) < 0.01 * published + 6 / steps
     assert float(mine.bits) == pytest.approx(published, rel=0.04)
@@ -184,7 +178,7 @@ def test_multiplication_is_undone_bit_for_bit(key, words):
     """Over many spills, with fractions and pushes that change from step to step."""
     steps, weights = 600, 50
     momenta = jax.random.uniform(key, (steps, 1), words.real, 0.6, 1.0)
-    slots = _exact.slots_needed(steps, 0.6, words)
+    slots = slots_needed(steps, 0.6, words)
     plan = schedule(momenta, words, slots)
     assert bool(plan.fits)
     assert int(plan.row[-1, 0]) > 10
@@ -220,6 +214,30 @@ def test_multiplication_is_undone_bit_for_bit(key, words):
     assert float(jnp.max(kept)) < exact / jnp.max(plan.den) / 0.6 + 1
 
 
+@pytest.mark.parametrize("words", [FLOAT32, FLOAT64], ids=["float32", "float64"])
+def test_rescaling_is_the_map_of_whole_numbers(words):
+    """Against Python's integers, at the ends of the ranges too, and back."""
+    rng = np.random.default_rng(0)
+    apply = jax.jit(lambda V, x, num, den: rescale(V, x, num, den, words))
+    far = 2**words.range_bits - 1
+    for _ in range(100):
+        den = int(rng.integers(1, words.max_denominator + 1))
+        num = int(rng.integers(max(1, den // 20), 2 * den))
+        limit = int(words.exact_limit / (max(abs(den - num), 1) * max(den / num, 1.0)))
+        V = [-far, far, 0, *map(int, rng.integers(-far, far, 50))]
+        x = [limit - 1] * 3 + [int(i) for i in rng.integers(0, limit, 50)]
+        y = [i * den + v % den for i, v in zip(x, V, strict=True)]
+        expected_V = [v // den * num + i % num for v, i in zip(V, y, strict=True)]
+        fraction = jnp.asarray([num, den], words.integer)
+        given = jnp.asarray(V, words.integer), jnp.asarray(x, words.real)
+        found = apply(*given, *fraction)
+        assert [int(v) for v in found[0]] == expected_V
+        assert [int(i) for i in found[1]] == [i // num for i in y]
+        back = apply(*found, *fraction[::-1])
+        assert [int(v) for v in back[0]] == V
+        assert [int(i) for i in back[1]] == x
+
+
 def test_dropping_one_spill_is_noticed(key, monkeypatch):
     """The check of the round trip can fail: a row of the stack is lost."""
     loss, start = problem(key, "float32")
@@ -231,8 +249,8 @@ def test_dropping_one_spill_is_noticed(key, monkeypatch):
         state = jax.tree.map(lambda a, b: jnp.where(index == 120, a, b), lost, state)
         return step(self, plan, state, adjoint, index, forward)
 
-    step = reversible._Run.step
-    monkeypatch.setattr(reversible._Run, "step", lossy)
+    step = IntegerRun.step
+    monkeypatch.setattr(IntegerRun, "step", lossy)
     with pytest.raises(RuntimeError, match="did not end at its start"):
         hypergradient(L, {"rate": 0.001, "momentum": 0.9}, Reversible())
     result = jax.jit(lambda h: hypergradient(L, h, Reversible()))(
@@ -342,14 +360,15 @@ def test_weights_out_of_range_are_noticed_though_they_come_back():
 
 
 def test_a_start_with_something_left_in_a_buffer_is_no_start():
-    zeros = jnp.zeros(3, "int64")
+    start = jnp.zeros(3)
     rest = Buffer(jnp.zeros(3), jnp.zeros((1, 3), "uint16"))
-    first = reversible._Exact([zeros], [zeros], [rest])
+    first = Integers([jnp.zeros(3, "int64")], [jnp.zeros(3, "int64")], [rest])
     tampered = first._replace(buffers=[rest._replace(word=rest.word.at[1].set(1.0))])
-    run: Any = None  # nothing of the run is asked for
-    is_start = functools.partial(reversible._Run.is_start, run)
-    assert bool(is_start(first, first))
-    assert not bool(is_start(tampered, first))
+    nothing: Any = None  # is asked of the run but its words
+    run = IntegerRun(nothing, nothing, FLOAT64, nothing)
+    assert bool(run.is_start(first, start))
+    assert not bool(run.is_start(tampered, start))
+    assert not bool(run.is_start(first, start.at[2].set(1e-3)))
 
 
 @pytest.mark.parametrize("value", [0.5019, 0.3345, 0.98])
@@ -360,11 +379,12 @@ def test_the_stack_has_rows_for_the_smallest_momentum_however_long_the_run(value
     assert bool(schedule(smallest, FLOAT32, slots).fits)
 
 
-def test_of_momenta_that_differ_a_row_more_may_be_needed():
+def test_momenta_that_differ_have_the_rows_of_their_mean_and_a_row_short_is_noticed():
     values = jnp.tile(jnp.array([0.5019, 0.3345], "float32"), 1300)[:, None]
     slots = slots_needed(2600, float(np.sqrt(0.5019 * 0.3345)), FLOAT32)
-    assert bool(schedule(values, FLOAT32, slots).fits)
-    assert not bool(schedule(values, FLOAT32, slots - 1).fits)
+    plan = schedule(values, FLOAT32, slots)
+    assert bool(plan.fits)
+    assert not bool(schedule(values, FLOAT32, int(jnp.sum(plan.spill)) - 1).fits)
 
 
 def test_fewer_fractional_bits_are_more_range():

@@ -48,6 +48,25 @@ def test_it_goes_on_from_a_state_as_if_it_had_not_stopped():
     assert np.array_equal(rest.history.value[1:], whole.history.value[4:])
 
 
+def test_the_best_point_is_that_of_a_draw_that_no_step_sees_also_when_continued():
+    options = {"key": KEY, "outer_optimizer": optax.sgd(0.3)}
+    every = metalr.learn(bowl, 1.0, steps=10, **options).history
+    place = jax.random.normal(jax.random.fold_in(KEY, 2**32 - 1))
+    held_out = (every.hyper - place) ** 2
+    index = int(jnp.argmin(held_out))
+    assert index not in {0, 10, int(jnp.argmin(every.value))}
+
+    best = metalr.learn(bowl, 1.0, steps=10, keep="best", **options)
+    assert_close(best.hyper, every.hyper[index], rtol=1e-12)
+    assert_close(best.value, held_out[index], rtol=1e-9)
+    assert np.array_equal(best.history.value, every.value)
+    half = metalr.learn(bowl, 1.0, steps=index + 1, keep="best", **options)
+    rest = metalr.learn(
+        bowl, half.hyper, steps=9 - index, keep="best", state=half.state, **options
+    )
+    assert (rest.hyper, rest.value) == (best.hyper, best.value)
+
+
 def test_runs_are_made_inside_the_compiled_loop():
     """The loss of a fresh task: one trace, the mean of (1 − h)^2T over targets."""
     made = []
@@ -174,6 +193,33 @@ def test_on_one_objective_a_trial_that_loses_more_tasks_is_refused():
     assert jnp.all(learned.history.hyper <= 0.5)
 
 
+def test_the_best_point_has_lost_the_fewest_tasks_whatever_its_value():
+    edges, heights = jnp.array([1.0, 9.0]), jnp.array([100.0, 0.0])
+    task = lambda edge, height, h: jnp.where(h > edge, jnp.nan, height) + h**2
+    mean = Mean(jax.tree_util.Partial(task, edges, heights))
+    learned = metalr.learn(
+        mean, 2.0, outer_optimizer=optax.sgd(0.4), steps=2, keep="best"
+    )
+    assert_close(learned.history.lost, jnp.array([1.0, 0.0, 0.0]), rtol=0)
+    assert_close(learned.history.value[:2], jnp.array([4.0, 50.16]), rtol=1e-12)
+    assert_close(learned.hyper, jnp.array(0.08), rtol=1e-12)
+
+
+def test_of_a_held_out_draw_lost_tasks_are_left_out_too():
+    learned = metalr.learn(
+        lambda key: tasks(key, bad=2),
+        1.0,
+        key=KEY,
+        outer_optimizer=SGD,
+        steps=3,
+        keep="best",
+    )
+    last = jax.random.fold_in(KEY, 2**32 - 1)
+    places = jax.random.normal(last, (5,))[2:]
+    held_out = jnp.mean((learned.history.hyper[:, None] - places) ** 2, axis=1)
+    assert_close(learned.value, jnp.min(held_out), rtol=1e-12)
+
+
 def test_noise_of_an_engine_is_drawn_anew_for_each_step():
     engine = metalr.EvolutionStrategies(0.1, 1, jax.random.key(1))
     make = lambda key: lambda h: h
@@ -191,8 +237,9 @@ UNROLLED = metalr.Unrolled(lambda p, h, b: p**2, optax.sgd, 1.0, steps=1)
 REFUSED = {
     "made anew in each outer step": lambda: learn(UNROLLED),
     r"make\(key\) returned": lambda: learn(lambda key: 3.0),
-    "keep = 'best' compares": lambda: learn(bowl, keep="best"),
-    "Newton keeps a bracket": lambda: learn(bowl, outer_optimizer=metalr.Newton()),
+    "Newton brackets .*Mean.of.make": lambda: learn(
+        bowl, outer_optimizer=metalr.Newton()
+    ),
     "must be one random key": lambda: learn(bowl, key=jax.random.split(KEY, 2)),
 }
 

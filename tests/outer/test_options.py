@@ -240,6 +240,27 @@ def test_newton_closes_its_bracket_to_the_resolution_of_the_dtype():
     assert abs(learned.hyper - jnp.pi / 10) <= 4 * EPS
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    ("low", "high", "end"), [(0.1, 9.0, 2.0), (0.1, 1.5, 1.5), (3.0, 9.0, 3.0)]
+)
+def test_newton_ends_at_the_nearest_point_of_an_interval(low, high, end, log):
+    learned = metalr.learn(
+        lambda h: (h - 2.0) ** 2 + 1.0,
+        0.5,
+        outer_optimizer=metalr.Newton(),
+        steps=30,
+        log=log,
+        project=lambda h: jnp.clip(h, low, high),
+    )
+    assert learned.converged
+    assert learned.steps < 30
+    assert_close(learned.hyper, jnp.array(end), rtol=1e-7)
+    rows = learned.history.hyper[: int(learned.steps) + 1]
+    slack = 1e-12  # of exp(log(·))
+    assert jnp.all((rows >= low * (1 - slack)) & (rows <= high * (1 + slack)))
+
+
 # What is accepted
 
 
@@ -263,13 +284,6 @@ def bad_calls():
         "keep = 'first'": lambda: learn(keep="first"),
         "structure and the shapes": lambda: learn(project=lambda h: h[:2]),
         "log has the entry 1": lambda: learn(log=1),
-        "with key= or project=": lambda: metalr.learn(
-            lambda h: h**2,
-            0.1,
-            outer_optimizer=metalr.Newton(),
-            steps=1,
-            project=lambda h: h,
-        ),
         "outside of jit": lambda: jax.jit(
             lambda h: metalr.learn(quadratic, h, steps=2, callback=print, **ADAM)
         )(jnp.zeros(3)),

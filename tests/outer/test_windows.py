@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import metalr
+from experiments._published import toy_regression
 from tests.helpers import assert_close
 
 A = jnp.diag(jnp.array([1.0, 0.3]))
@@ -164,6 +165,19 @@ def test_truncation_gets_influence_balancing_wrong_in_sign_and_persistent_es_rig
     result, grad = last_of(metalr.windows(L, 1, engine), 0.5, 100)
     assert abs(grad - exact) < 4 * result.standard_error
     assert grad > 4 * result.standard_error
+
+
+def test_truncation_is_stuck_on_the_toy_regression_and_persistent_es_is_not():
+    """Published: a figure of Vicol et al. 2021, 20 000 updates of a third of the rate.
+
+    The exact gradient stays where the truncated one does: noise and smoothing free ES.
+    """
+    value, best = toy_regression.objective(), toy_regression.least(61)
+    truncated = toy_regression.learned(metalr.Reverse(), 10, updates=400, rate=0.03)
+    engine = metalr.PersistentES(0.3, 20, 10, jax.random.key(3))
+    persistent = toy_regression.learned(engine, 10, updates=400, rate=0.03)
+    assert value(truncated) > 4 * best
+    assert value(persistent) < 1.25 * best
 
 
 def last_of(training, hyper, count):

@@ -334,6 +334,44 @@ def test_a_mean_of_tasks_is_measured_and_planned():
     assert free.engine == metalr.Reverse()
 
 
+@pytest.mark.parametrize("measure", [None, 4])
+def test_a_reparametrized_run_is_planned_by_what_is_within(measure):
+    """Ten rates of two numbers: forward mode would take ten tangents, not two."""
+    X, t = regression(6, 2000)
+    make = metalr.per_step(optax.sgd)
+    L = metalr.Unrolled(least_squares(X, t), make, jnp.zeros(2000), steps=10)
+    line = lambda z: jnp.exp(z[0] + z[1] * jnp.linspace(0.0, 1.0, 10))
+    z, state = jnp.array([-3.0, 0.1]), 8 * 2000
+    curve = metalr.reparametrized(L, line)
+    engine = metalr.Reverse(checkpoints=4)
+    inside, outside = (
+        facts.kept_bytes(engine, *at) for at in ((L, line(z)), (curve, z))
+    )
+    assert inside == outside
+    assert facts.cost(metalr.Forward(), curve, z) == 1.0 + 10 * facts.TANGENT
+    options = {"memory_limit": 12 * state, "measure": measure}
+    found = profiling.plan(curve, z, engines=[metalr.Reverse(), engine], **options)
+    assert found.engine == engine
+    assert found.temp_bytes <= 12 * state
+    assert profiling.memory(curve, z, engine).temp_bytes == found.temp_bytes
+    assert profiling.memory(curve, z, engine).predicted_bytes is not None
+
+
+def test_a_reparametrized_mean_is_planned_task_by_task():
+    X, t = regression(6, 2000)
+    tasks = [
+        metalr.Unrolled(least_squares(X, t + i), optax.sgd, jnp.zeros(2000), steps=10)
+        for i in range(2)
+    ]
+    mean = metalr.reparametrized(Mean(tasks), lambda z: jnp.exp(jnp.sum(z)))
+    engines = [metalr.Reverse(), Each(metalr.Reverse(checkpoints=2))]
+    options = {"memory_limit": 9 * 2 * 8 * 2000, "engines": engines}
+    found = profiling.plan(mean, jnp.full(3, -1.0), **options)
+    assert found.engine == engines[1]
+    free = profiling.plan(mean, jnp.full(3, -1.0), memory_limit="1GB")
+    assert free.engine == metalr.Forward()  # one tangent within, not three
+
+
 def test_a_rollout_is_measured_and_planned_like_any_run():
     def step(state, hyper, x):
         return state - hyper * jnp.sin(state) + x, None

@@ -140,3 +140,18 @@ def test_a_changed_copy_is_another_objective():
     object.__setattr__(other, "steps", 3)
     assert other(0.5) == 0.25 * value
     assert L(0.5) == value
+
+
+def test_a_sweep_traces_a_step_once_however_often_its_program_has_it():
+    traced = []
+
+    def loss(params, hyper, batch):
+        traced.append(None)
+        return 0.5 * params**2
+
+    L = metalr.Unrolled(loss, optax.sgd, 1.0, steps=5)
+    traced.clear()
+    metalr.hypergradient(L, 0.5, metalr.Reverse(checkpoints=2))
+    # The step (counted in int64 in the plain run, in int32 in the sweep); its
+    # pullback, judged and linearized; the outer loss, thrice.
+    assert len(traced) == 7
