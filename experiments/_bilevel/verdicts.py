@@ -98,7 +98,7 @@ def falling(known: Seen, *, falls_after: int) -> Record:
         "own_gradient²": float(known.of_own[-(count // 10) :].mean()),
         "power": power,
         "power_in_theory": theory,
-        "verdict": "falls as its theory has it" if power < 0.7 * theory else "stalls",
+        "verdict": "falls" if power < 0.7 * theory else "stalls",
         "of": "h" if known.name == "F2SA" else known.limit.says,
         **_spent(known),
     }

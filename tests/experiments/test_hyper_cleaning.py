@@ -1,5 +1,7 @@
 """Hyper-cleaning on a few digits: by hand, the projection, and what is found."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ TINY = {
 
 
 def small(**setting):
-    named = {"engines": ("reverse", "soba")} | setting
+    named: dict[str, Any] = {"engines": ("reverse", "soba")} | setting
     return hyper_cleaning.Config(**TINY, settings=(hyper_cleaning.Setting(**named),))
 
 
