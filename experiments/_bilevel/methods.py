@@ -91,7 +91,7 @@ def by_outer_loop(
         )
 
     if name.startswith("implicit"):
-        engine: Any = metalr.Implicit("cg", iterations=products, rtol=0.0)
+        engine: Any = metalr.Implicit("cg", iterations=products, rtol=1e-14)
         each = steps + products + 2  # gradients, Hessian products; cross, outer
     else:
         engine = metalr.Reverse()

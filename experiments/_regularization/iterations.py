@@ -21,7 +21,7 @@ def errors_at(problem: Problem, eta: Any, count: int, *, rate: float) -> Record:
     engines = {
         "unrolled": metalr.Reverse(),
         "neumann": metalr.Implicit("neumann", iterations=count, rate=rate),
-        "cg": metalr.Implicit("cg", iterations=count, rtol=0.0),
+        "cg": metalr.Implicit("cg", iterations=count, rtol=1e-14),
     }
     run = make(problem, count, optax.sgd(rate), jnp.zeros_like(eta))
     errors = {
