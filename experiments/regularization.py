@@ -16,30 +16,41 @@ there with the Hessian solved densely.
 Claim: warm starts reach the same validation loss at a fraction of the inner gradients
 for the implicit engines; through few warm unrolled steps the gradient is biased and
 less is gained. Where the inner run has converged its validation loss is that of the
-exact minimum to 1e-8. As in hypertorch's published curves (20 newsgroups there, other
-data here, so that only the order is compared) conjugate gradients need the fewest
-products, and warm starts pay.
+exact minimum to 1e-8. By t steps of gradient descent and t products each (Grazzi et al.
+2020; 20 newsgroups there, other data here, so that only the order is compared) the
+hypergradients' errors have the published order: conjugate gradients, the Neumann
+series (whose terms are too few along the least curvature, 0.01), the unroll.
+Beside each loop the same in plain JAX.
 
 `check_hypergrad` (30 features, T = 50) agrees to 3.5e-12, and `diagnose` finds nothing.
 """
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveFloat, PositiveInt
 
 import metalr
-from experiments._bilevel.warm import outer_loop
+from experiments._bilevel.warm import Outer, outer_loop
 from experiments._command.experiment import ConfigError, Record
-from experiments._report.style import panels
+from experiments._regularization import by_hand
+from experiments._regularization.figures import curves
+from experiments._regularization.iterations import error, errors_at
+from experiments._regularization.problem import (
+    Problem,
+    exact_minimum,
+    logistic,
+    make,
+    strengths,
+)
+from experiments._settings.beside import difference, in_turns, statements
 from experiments._settings.data import BundledData, RegressionConfig, RegressionData
 
 MethodName: TypeAlias = Literal["cg", "neumann", "unrolled"]
@@ -64,86 +75,36 @@ class Config(RegressionConfig):
     momentum: float = Field(0.95, ge=0.0, lt=1.0)
     outer_rate: PositiveFloat = 0.1  # of Adam
     outer_steps: PositiveInt = 100
+    iterations: tuple[PositiveInt, ...] = (5, 10, 20, 50, 100, 200, 400, 1000)  # t
+    timed_steps: PositiveInt = 10  # outer ones, beside hand-written JAX
+
+    def eta(self, problem: Problem) -> jax.Array:
+        """Where learning starts."""
+        return jnp.full(problem.train[0].shape[1], self.start, self.dtype)
 
 
 def size(config: Config) -> int:
     """Records that `run` yields."""
-    return len(config.methods) * len(config.starts)
+    pairs = len(config.methods) * len(config.starts)
+    return 2 * pairs + len(config.iterations)
 
 
 def run(config: Config) -> Iterator[Record]:
-    """Yield one record for each method and start."""
+    """Yield what each method learns from each start, beside what is written by hand."""
     problem = _problem(config)
     for method in config.methods:
         for start in config.starts:
             yield _learned(config, problem, method, start)
-
-
-class Problem(NamedTuple):
-    """Inputs and targets ±1."""
-
-    train: tuple[jax.Array, jax.Array]
-    validation: tuple[jax.Array, jax.Array]
-
-
-def strengths(eta: Any) -> Any:
-    """Between 0.01 and 10, so that the condition number stays below 1400."""
-    return 0.01 + 10.0 * jax.nn.sigmoid(eta)
-
-
-def loss(X: Any, t: Any, w: Any, eta: Any, batch: Any) -> jax.Array:
-    """g: the logistic loss and the penalty of each feature."""
-    del batch
-    return logistic(X, t, w, eta) + 0.5 * jnp.sum(strengths(eta) * w**2)
-
-
-def logistic(X: Any, t: Any, w: Any, eta: Any) -> jax.Array:
-    """The mean logistic loss, without penalty: the outer loss."""
-    del eta
-    return jnp.mean(jax.nn.softplus(-t * (X @ w)))
-
-
-def make(problem: Problem, steps: int, optimizer: Any, start: Any) -> metalr.Unrolled:
-    """The inner run from `start`."""
-    return metalr.Unrolled(
-        Partial(loss, *problem.train),
-        lambda _: optimizer,
-        start,
-        steps=steps,
-        outer_loss=Partial(logistic, *problem.validation),
-    )
-
-
-def exact_minimum(problem: Problem, eta: Any) -> np.ndarray:
-    """Scikit-learn's minimum of g: strengths are put into the columns' scale."""
-    from sklearn.linear_model import LogisticRegression
-
-    X, t = (np.asarray(part, np.float64) for part in problem.train)
-    scale = 1.0 / np.sqrt(np.asarray(strengths(eta), np.float64))
-    model = LogisticRegression(
-        C=1.0 / len(t),
-        fit_intercept=False,
-        solver="newton-cholesky",
-        tol=1e-13,
-        max_iter=1000,
-    )
-    return model.fit(X * scale, t).coef_[0] * scale
-
-
-def exact_hypergradient(problem: Problem, eta: Any) -> np.ndarray:
-    """By the implicit function theorem at that minimum, the Hessian solved densely."""
-    w = jnp.asarray(exact_minimum(problem, eta))
-    inner = lambda w, eta: loss(*problem.train, w, eta, None)
-    adjoint = jnp.linalg.solve(
-        jax.hessian(inner)(w, eta), jax.grad(logistic, 2)(*problem.validation, w, eta)
-    )
-    slope = jax.grad(lambda eta: jnp.sum(strengths(eta)))(eta)
-    return np.asarray(-slope * w * adjoint)
+    for count in config.iterations:
+        yield errors_at(problem, config.eta(problem), count, rate=config.neumann_rate)
+    for method in config.methods:
+        for start in config.starts:
+            yield _beside(config, problem, method, start)
 
 
 def headline(records: Sequence[Record]) -> str:
     """The best validation loss, and how exact it is."""
-    best = min(records, key=lambda record: record["validation_loss"])
+    best = min(_learnings(records), key=lambda record: record["validation_loss"])
     return (
         f"{best['method']}, {best['start']}: validation loss "
         f"{best['loss_at_start']:.4f} → {best['validation_loss']:.4f} after "
@@ -153,20 +114,13 @@ def headline(records: Sequence[Record]) -> str:
 
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
-    """Validation loss against inner gradients; the learned strengths."""
-    figure, (left, right) = panels(2)
-    for index, record in enumerate(records):
-        style = "-" if record["start"] == "warm" else "--"
-        name = f"{record['method']}, {record['start']}"
-        curve, color = record["curve"], f"C{index // 2}"
-        left.plot(curve["gradients"], curve["loss"], style, color=color, label=name)
-        right.plot(record["strengths"], style, color=color, label=name)
-    left.set(xscale="log", yscale="log")
-    left.set_xlabel("inner gradients and Hessian products")
-    left.set_ylabel("validation loss")
-    right.set(yscale="log", xlabel="feature", ylabel=r"learned strength")
-    left.legend(fontsize=7)
-    return {"regularization": figure}
+    """Validation loss, strengths, and errors of the hypergradient."""
+    iterations = [record for record in records if "t" in record]
+    return {"regularization": curves(_learnings(records), iterations)}
+
+
+def _learnings(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if "strengths" in record]
 
 
 def _problem(config: Config) -> Problem:
@@ -185,53 +139,93 @@ def _problem(config: Config) -> Problem:
     return Problem(*sides)
 
 
-def _learned(config: Config, problem: Problem, method: str, start: str) -> Record:
+def _loop(
+    config: Config, problem: Problem, method: str, start: str, steps: int
+) -> tuple[Callable[[Any], Outer], int]:
+    """The outer loop from η, and the gradients and products of one outer step."""
     warm = start == "warm"
-    steps = config.warm_steps if warm else config.cold_steps
-    engine, products = _engine(config, method, steps)
-    d, dtype = problem.train[0].shape[1], config.dtype
+    inner_steps = config.warm_steps if warm else config.cold_steps
+    engine, products = _engine(config, method, inner_steps)
     optimizer = optax.sgd(config.inner_rate, momentum=config.momentum)
-    eta = jnp.full(d, config.start, dtype)
 
-    def whole(zeros: Any, eta: Any) -> Any:
+    def whole(eta: Any) -> Outer:
         return outer_loop(
-            functools.partial(make, problem, steps, optimizer),
-            zeros,
+            functools.partial(make, problem, inner_steps, optimizer),
+            jnp.zeros_like(eta),
             eta,
             engine=engine,
             optimizer=optax.adam(config.outer_rate),
-            steps=config.outer_steps,
+            steps=steps,
             warm=warm,
         )
 
-    zeros = jnp.zeros(d, dtype)
-    compiled = jax.jit(whole).lower(zeros, eta).compile()
+    return whole, inner_steps + products
+
+
+def _learned(config: Config, problem: Problem, method: str, start: str) -> Record:
+    whole, each = _loop(config, problem, method, start, config.outer_steps)
+    eta = config.eta(problem)
+    compiled = jax.jit(whole).lower(eta).compile()
     begin = time.perf_counter()
-    rows = jax.block_until_ready(compiled(zeros, eta))
+    rows = jax.block_until_ready(compiled(eta))
     seconds = time.perf_counter() - begin
     last, value = rows.hyper[-1], float(rows.value[-1])
-    truth = exact_hypergradient(problem, last)
-    at_exact = float(logistic(*problem.validation, exact_minimum(problem, last), last))
-    each = steps + products
-    error = np.linalg.norm(np.asarray(rows.grad[-1]) - truth) / np.linalg.norm(truth)
+    validated = lambda w, eta: float(logistic(*problem.validation, w, eta))
+    at_exact = validated(exact_minimum(problem, last), last)
     return {
+        "table": "learned strengths, and the exact optimum there",
         "method": method,
         "start": start,
         "validation_loss": value,
         "exact_loss": at_exact,
         "off_exact": abs(value - at_exact) / at_exact,
-        "hypergradient_error": float(error),
+        "hypergradient_error": error(rows.grad[-1], problem, last),
         "inner_gradients": each * config.outer_steps,
         "seconds": seconds,
         "loss_at_start": float(rows.value[0]),
-        "exact_loss_at_start": float(
-            logistic(*problem.validation, exact_minimum(problem, eta), eta)
-        ),
+        "exact_loss_at_start": validated(exact_minimum(problem, eta), eta),
         "strengths": strengths(last).tolist(),
         "curve": {
             "gradients": (each * np.arange(1, config.outer_steps + 1)).tolist(),
             "loss": rows.value.tolist(),
         },
+    }
+
+
+def _beside(config: Config, problem: Problem, method: str, start: str) -> Record:
+    """The outer loop in plain JAX."""
+    warm, count = start == "warm", config.timed_steps
+    whole, _ = _loop(config, problem, method, start, count)
+    numbers = by_hand.Numbers(
+        config.warm_steps if warm else config.cold_steps,
+        config.inner_rate,
+        config.momentum,
+        config.products,
+        config.terms,
+        config.neumann_rate,
+    )
+    gradient = by_hand.GRADIENTS[method]
+    theirs = functools.partial(
+        by_hand.learn,
+        gradient,
+        problem,
+        numbers,
+        rate=config.outer_rate,
+        steps=count,
+        warm=warm,
+    )
+    ours = jax.jit(lambda eta: whole(eta).hyper)
+    turns = in_turns(ours, jax.jit(theirs), config.eta(problem), rounds=3)
+    return {
+        "table": f"beside hand-written JAX: {count} outer steps",
+        "method": method,
+        "start": start,
+        "learned_difference": difference(turns.ours, turns.theirs),
+        "milliseconds": 1e3 * turns.seconds / count,
+        "milliseconds_by_hand": 1e3 * turns.seconds_by_hand / count,
+        "cost_ratio": turns.seconds / turns.seconds_by_hand,
+        "statements": statements(make, outer_loop),
+        "statements_by_hand": statements(gradient, by_hand.learn, logistic, strengths),
     }
 
 

@@ -53,10 +53,10 @@ def corrupted(
 
 
 def network(sizes: tuple[int, ...], *, seed: int, dtype: str) -> list:
-    """Weights and biases of an MLP with ReLU; of a softmax regression they are 0."""
+    """Weights and biases, hidden units sigmoid; of a softmax regression they are 0."""
     keys = jax.random.split(jax.random.key(seed), len(sizes))
     pairs = list(itertools.pairwise(sizes))
-    scale = lambda rows: 0.0 if len(pairs) == 1 else np.sqrt(2.0 / rows)
+    scale = lambda rows: 0.0 if len(pairs) == 1 else np.sqrt(1.0 / rows)
     return [
         (
             scale(rows) * jax.random.normal(key, (rows, columns), dtype),
@@ -70,7 +70,7 @@ def logits(params: list, inputs: jax.Array) -> jax.Array:
     """The network's outputs."""
     *hidden, (matrix, bias) = params
     for weights, offsets in hidden:
-        inputs = jax.nn.relu(inputs @ weights + offsets)
+        inputs = jax.nn.sigmoid(inputs @ weights + offsets)
     return inputs @ matrix + bias
 
 
@@ -149,29 +149,6 @@ def capped(limit: float) -> Callable[[jax.Array], jax.Array]:
         return jnp.clip(z - shift, 0.0, 1.0)
 
     return project
-
-
-def by_hand(
-    problem: Problem, params: list, weights: jax.Array, *, steps: int, rate: float
-) -> tuple[jax.Array, jax.Array]:
-    """The hypergradient as one writes it without metalr: full batch, momentum 0.9."""
-
-    def value(weights: jax.Array) -> jax.Array:
-        def loss(params: list) -> jax.Array:
-            each = cross_entropy(params, problem.inputs, problem.given)
-            return jnp.mean(weights * each)
-
-        def step(carry: tuple, _: None) -> tuple[tuple, None]:
-            params, trace = carry
-            slope = jax.grad(loss)(params)
-            trace = jax.tree.map(lambda t, g: g + 0.9 * t, trace, slope)
-            return (jax.tree.map(lambda w, t: w - rate * t, params, trace), trace), None
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        end, _ = jax.lax.scan(step, (params, zeros), length=steps)[0]
-        return jnp.mean(cross_entropy(end, *problem.validation))
-
-    return jax.value_and_grad(value)(weights)
 
 
 def f1(said: np.ndarray, truth: np.ndarray) -> float:
