@@ -9,7 +9,8 @@ with their own best rate, which is chosen on the test images; training on everyt
 better still. The hypergradient is that of hand-written JAX.
 
 `check_hypergrad` (200 of scikit-learn's digits, T = 10, float64) agrees: the engines to
-2e-16, finite differences to 1e-9.
+2e-16, finite differences to 1e-9. `diagnose` there finds nothing; 90 % of the
+derivative needs all ten steps.
 
 Published, in another setting (all of MNIST, a LeNet, a fixed start): 94 % (Wang, Zhu,
 Torralba, Efros 2018, Dataset distillation, arXiv 1811.10959). Here: 4000 images of

@@ -11,6 +11,9 @@ Claim: through plain optax the hypergradient of Adam is nan (pixels that are alw
 have no gradient, and the square root has no slope there): `guarded=False` shows it.
 The hypergradient is that of hand-written JAX.
 
+`check_hypergrad` (Adam, T = 30, 3 knots, 8 hidden units, float64) agrees: the engines
+to 6e-16, finite differences to 1e-10.
+
 Runs: constant and cosine are tuned with R = 2 · `outer_steps` · `tasks` of them each,
 all on the same draws. The learning starts at the best of every other rate of the
 cosine (R/2 runs) and makes R/2 more, with their hypergradients.
