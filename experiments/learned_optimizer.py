@@ -80,7 +80,7 @@ class Config(ExperimentConfig):
 
     def trainings(self) -> list[tuple[Way, int]]:
         """Each way of meta-training, with the length of its windows."""
-        short = [way for way in self.ways if way != "full"]
+        short: list[Way] = [way for way in self.ways if way != "full"]
         found: list[tuple[Way, int]] = []
         if "full" in self.ways:
             found.append(("full", self.steps))

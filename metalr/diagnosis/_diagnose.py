@@ -198,19 +198,21 @@ def diagnose(
     hyper = float_leaves(hyper, "hyper")
     check_dependence(objective, hyper)
     dtype = limiting_dtype(objective, hyper)
-    hyper = objective.prepare(hyper)
     key = jax.random.key(0) if key is None else key
     checkpoints = checkpoints or default_checkpoints(objective.steps)
     direction = _direction(objective, hyper, direction, checkpoints)
+    smooth = metasmoothness(objective, hyper, random_direction(hyper, key))
+    # From here on in what the parts of the run take, which may be another pytree.
+    hyper, along = jax.jvp(objective.prepare, (hyper,), (direction,))
     kind, uniform = _kind(objective, hyper)
     options = {"kind": kind, "uniform": uniform, "iterations": iterations}
     with _named_refusal():
-        steps, ends = _forward(objective, hyper, direction, key, **options)
-    parts = _parts(objective, hyper, direction, checkpoints=checkpoints)
+        steps, ends = _forward(objective, hyper, along, key, **options)
+    parts = _parts(objective, hyper, along, checkpoints=checkpoints)
     seen = _Seen(
         *jax.tree.map(np.asarray, (steps, ends, parts)),
-        moved_totals=moved_starts(objective, hyper, direction, key),
-        metasmoothness=metasmoothness(objective, hyper, random_direction(hyper, key)),
+        moved_totals=moved_starts(objective, hyper, along, key),
+        metasmoothness=smooth,
     )
     d = _assemble(seen, direction, _METRICS[kind, uniform])
     return d._replace(findings=findings(d, dtype))

@@ -107,7 +107,6 @@ def metasmoothness(
         Engstrom et al. (2025), Optimizing ML training with metagradient descent,
         definition 2 (arXiv 2503.13751).
     """
-    hyper = objective.prepare(hyper)
     ends = np.asarray(_ends(objective, hyper, direction, jnp.asarray(step)), np.float64)
     movement = np.abs(ends[2] - ends[0])
     if not np.isfinite(ends).all() or not movement.sum() > 0.0:
@@ -120,7 +119,7 @@ def metasmoothness(
 def _ends(objective: Any, hyper: Hyper, direction: Hyper, step: Array) -> Array:
     def end(count: Scalar) -> Array:
         shift = lambda h, v: h + (count * step).astype(h.dtype) * v
-        there = jax.tree.map(shift, hyper, direction)
+        there = objective.prepare(jax.tree.map(shift, hyper, direction))
         start = objective.init(there)
         last, _ = advance(objective, there, start, 0, objective.steps)
         return flat(getattr(last, "params", last)).vector

@@ -574,3 +574,20 @@ def test_what_cannot_be_diagnosed_is_refused():
         metalr.diagnose(quadratic(steps=0), 0.1)
     with pytest.raises(ValueError, match="does not depend on hyper"):
         metalr.diagnose(quadratic(lambda h: optax.sgd(0.1)), 0.1)
+
+
+@pytest.mark.parametrize("direction", [None, {"log rate": 2.0}])
+def test_a_reparametrized_run_is_diagnosed_in_its_own_variables(direction):
+    """f is applied once: derivatives are those of the run times df/dz."""
+    rate = 1.2 / SHARP
+    run = quadratic(steps=6)
+    log_rate = metalr.reparametrized(run, lambda z: jnp.exp(z["log rate"]))
+    plain = metalr.diagnose(run, rate)
+    found = metalr.diagnose(log_rate, {"log rate": jnp.log(rate)}, direction=direction)
+    factor = rate * (1.0 if direction is None else 2.0)
+    assert_close(found.losses, plain.losses, rtol=1e-12)
+    for name in ("total", "slopes", "contributions", "moved_totals"):
+        expected = factor * np.asarray(getattr(plain, name))
+        assert_close(getattr(found, name), expected, rtol=1e-10)
+    assert jnp.shape(found.direction["log rate"]) == ()
+    assert -1.0 <= found.metasmoothness <= 1.0
