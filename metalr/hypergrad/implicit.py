@@ -12,6 +12,7 @@ from .._checks import int_at_least
 from .._programs.dependence import independent_leaves
 from .._types import Hyper, Objective, Params, Scalar
 from ..runs.gradient import trained
+from ..runs.precision import widest
 from ..runs.unrolled import Unrolled
 from ._engine import Options, unrolled_of
 from ._minimum import End, gradient_at, linearized, minimizer_of, shapes_at_end
@@ -48,7 +49,7 @@ class Implicit(Options):
     pass over them in each iteration (a single batch is not stationary at $w_T$).
 
     - `"cg"`: conjugate gradients on $Hq = \nabla_w F$, at most `iterations` of them,
-      until the residual is `rtol` times the right-hand side.
+      until the residual is `rtol` (at least one rounding) times the right-hand side.
     - `"neumann"`: $q = \alpha\sum_{j<K}(I - \alpha H)^j\,\nabla_w F$ with $\alpha$ =
       `rate` and K = `iterations` terms, convergent for $\alpha < 2/\lambda_{\max}$.
       Exactly the derivative of K steps of gradient descent of that rate from $w_T$.
@@ -180,8 +181,10 @@ class Implicit(Options):
         """Solve H q = target; transposed and differentiated as an exact solve."""
 
         def conjugate_gradients(hessian: Any, target: Params) -> Params:
+            # Below one rounding the residual's recurrence ends in 0/0.
+            least = float(jnp.finfo(widest(target)).eps)
             return jax.scipy.sparse.linalg.cg(
-                hessian, target, tol=self.rtol, maxiter=self.iterations
+                hessian, target, tol=max(self.rtol, least), maxiter=self.iterations
             )[0]
 
         def neumann(hessian: Any, target: Params) -> Params:

@@ -53,7 +53,14 @@ HYPER = {"decay": jnp.array([0.1, 0.2, 0.3, 0.4])}
 NEUMANN = Implicit("neumann", iterations=3000, rate=0.1)
 
 
-@pytest.mark.parametrize("engine", [Implicit(**TIGHT), NEUMANN], ids=["cg", "neumann"])
+EXACT = Implicit("cg", iterations=200, rtol=0.0)  # more than it can use
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [Implicit(**TIGHT), EXACT, NEUMANN],
+    ids=["cg", "cg to rounding", "neumann"],
+)
 def test_it_is_the_derivative_of_the_closed_form(key, engine):
     X, t = data(key)
     value, grad, *_ = hypergradient(solved(X, t, HYPER), HYPER, engine)
