@@ -53,14 +53,7 @@ HYPER = {"decay": jnp.array([0.1, 0.2, 0.3, 0.4])}
 NEUMANN = Implicit("neumann", iterations=3000, rate=0.1)
 
 
-EXACT = Implicit("cg", iterations=200, rtol=0.0)  # more than it can use
-
-
-@pytest.mark.parametrize(
-    "engine",
-    [Implicit(**TIGHT), EXACT, NEUMANN],
-    ids=["cg", "cg to rounding", "neumann"],
-)
+@pytest.mark.parametrize("engine", [Implicit(**TIGHT), NEUMANN], ids=["cg", "neumann"])
 def test_it_is_the_derivative_of_the_closed_form(key, engine):
     X, t = data(key)
     value, grad, *_ = hypergradient(solved(X, t, HYPER), HYPER, engine)
@@ -270,3 +263,18 @@ def test_a_minimum_found_by_a_solver_of_ones_own_is_differentiated_at_zero_steps
     assert found.stationarity < 1e-12
     with pytest.raises(ValueError, match="does not depend on hyper"):
         hypergradient(make(2.0), 0.5)
+
+
+def test_conjugate_gradients_end_at_rounding_whatever_they_are_asked():
+    """At rtol = 0 one of these systems ended in 0/0."""
+    engine = Implicit("cg", iterations=200, rtol=0.0)
+
+    @jax.vmap
+    def solutions(key):
+        A = jax.random.normal(key, (6, 4))
+        H = A.T @ A + 0.1 * jnp.eye(4)
+        target = jax.random.normal(jax.random.fold_in(key, 1), (4,))
+        return engine.solve(lambda v: H @ v, target), jnp.linalg.solve(H, target)
+
+    found, exact = solutions(jax.vmap(jax.random.key)(jnp.arange(200)))
+    assert_near(found, exact, rtol=1e-12)
