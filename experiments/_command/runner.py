@@ -33,6 +33,7 @@ from experiments._command.experiment import (
     experiment,
     kept_in,
 )
+from experiments._command.others import Others
 from experiments._command.provenance import origin
 from experiments._command.run_folder import (
     environment,
@@ -68,14 +69,14 @@ def _execute(subject: Experiment, config: ExperimentConfig, folder: Path) -> Pat
     provenance = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "load_before": os.getloadavg()[0],  # processes that other work kept running
         "compilation_cache": bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")),
         **origin(config),
     }
-    start = time.perf_counter()
+    start, others = time.perf_counter(), Others()
 
     def note(status: str) -> None:
         provenance.update(status=status, wall_seconds=time.perf_counter() - start)
+        provenance.update(other_cores=others.cores())
         write_json(folder / "provenance.json", provenance)
 
     try:

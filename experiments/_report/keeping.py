@@ -17,8 +17,8 @@ from experiments._report.records import Drawn, Kept, KeptTable, said, sha256
 MAX_POINTS = 60
 """A sweep of more points is kept as its summary."""
 
-BUSY = 0.5
-"""Processes that others kept running, from which a run counts as disturbed."""
+BUSY = 0.1
+"""Cores that others kept busy, from which a run counts as disturbed."""
 
 
 def from_source(source: Path, name: str | None = None) -> Drawn:
@@ -48,7 +48,7 @@ def _from_run(folder: Path, name: str | None) -> Drawn:
         _figure(name, subject.name, path.stem): _small(path.read_bytes())
         for path in sorted(folder.glob("*.png"))
     }
-    busy = origin.get("load_before", BUSY) >= BUSY
+    busy = origin.get("other_cores", BUSY) >= BUSY
     undisturbed = not busy and not origin.get("compilation_cache", False)
     seconds = origin["wall_seconds"]
     given = origin | {"dtype": config["dtype"], "undisturbed": undisturbed}

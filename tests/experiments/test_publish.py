@@ -46,7 +46,7 @@ def finished(tmp_path):
             "command": ["__main__.py", *words, "--runs", "/somewhere"],
             "status": status,
             "wall_seconds": 12.34,
-            "load_before": 0.0,
+            "other_cores": 0.0,
         }
         (folder / "provenance.json").write_text(json.dumps(provenance))
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -132,7 +132,7 @@ def test_times_of_a_disturbed_run_are_left_out(finished, configs):
     )
     path = folder / "provenance.json"
     quiet = path.read_text()
-    path.write_text(quiet.replace('"load_before": 0.0', '"load_before": 1.7'))
+    path.write_text(quiet.replace('"other_cores": 0.0', '"other_cores": 0.7'))
     assert publish(folder, configs=configs) == 0
     (kept,) = records.read_all(configs)
     assert kept.tables[0].rows == [{"x": 1, "second_error": 4.0}]
