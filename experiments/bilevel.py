@@ -6,12 +6,12 @@ $\nabla h$ is known in closed form. A pass is as many derivatives (gradients, He
 and cross products) as there are rows. Each method is held against what its own theory
 says of it, also in closed form:
 
-- With full batches every method converges linearly: SOBA, SABA, AmIGO and warm-started
-  implicit steps to ∇h = 0; the others to the zero of another gradient (`converges to`),
-  by the terms left out of a Neumann series, the penalty, or a run that ends early.
-- With minibatches at constant rates SABA converges; the others end at a noise floor.
-  It falls with the rates: these are divided by 4, twice.
-- At the falling rates of the papers the others' floor falls as the rates do.
+Claims: with full batches every method converges linearly: SOBA, SABA, AmIGO and
+warm-started implicit steps to ∇h = 0; the others to the zero of another gradient
+(`converges to`), by the terms left out of a Neumann series, the penalty, or a run that
+ends early. With minibatches at constant rates SABA converges; the others end at a noise
+floor, which falls with the rates (divided by 4, twice). At the falling rates of the
+papers the others' floor falls as the rates do.
 
 `check_hypergrad` on the unrolled run (64 rows, 5 + 5 variables, T = 20) agrees, by
 exact rational arithmetic too, and `diagnose` finds nothing: the derivative is that of
