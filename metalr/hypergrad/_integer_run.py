@@ -101,8 +101,12 @@ class IntegerRun(NamedTuple):
             V.append(scaled + ahead * push)
             buffers.append(buffer)
 
+        def narrow(value_bar: Scalar, direction: Params) -> Any:
+            same = lambda d, g: d.astype(g.dtype)  # of narrow params: float32 before
+            return through(value_bar, jax.tree.map(same, direction, grads))
+
         def pull(adjoint: Adjoint) -> Adjoint:
-            return self.pull(adjoint, params, V, pushes, loss, index, through)
+            return self.pull(adjoint, params, V, pushes, loss, index, narrow)
 
         adjoint = in_place_if(~forward, pull, adjoint)
         return Integers(W, V, buffers), adjoint
@@ -130,11 +134,15 @@ class IntegerRun(NamedTuple):
         """The adjoint before step `index`, from the one after."""
         trace, grads = self.floats(V, "trace"), self.floats(pushes, "trace")
 
+        bars = adjoint.params, adjoint.trace
+
         def update(hyper: Hyper, grads: Params, trace: Params) -> Any:
-            return self.ball.update(hyper, grads, trace, params, index)
+            moved = self.ball.update(hyper, grads, trace, params, index)
+            return jax.tree.map(lambda new, bar: new.astype(bar.dtype), moved, bars)
 
         _, transpose = jax.vjp(update, self.hyper, grads, trace)
-        by_update, direction, before = transpose((adjoint.params, adjoint.trace))
+        by_update, direction, before = transpose(bars)
+        before = jax.tree.map(lambda b, bar: b.astype(bar.dtype), before, bars[1])
         value, value_bar, outer = self.outer(params, index, loss)
         by_params, by_hyper = jax.tree.map(
             lambda total, *parts: sum((p.astype(total.dtype) for p in parts), total),
@@ -218,6 +226,6 @@ class IntegerRun(NamedTuple):
     def floats(self, integers: list[Array], kind: str) -> Params:
         """The numbers that the integers stand for, as a pytree like params."""
         tree = jax.tree.structure(self.ball.template)
-        dtype = jax.tree.leaves(self.ball.template)[0].dtype
         scale = 2.0 ** -getattr(self.words, f"{kind}_bits")
-        return jax.tree.unflatten(tree, [i.astype(dtype) * scale for i in integers])
+        wide = [i.astype(self.words.real) * scale for i in integers]
+        return jax.tree.unflatten(tree, wide)

@@ -69,7 +69,8 @@ def hypergradient(objective: Objective, hyper: Hyper, engine: Engine = _REVERSE)
     _check_engine(engine)
     _check_objective(objective)
     hyper = float_leaves(hyper, "hyper")
-    result = _compiled(objective, hyper, engine)
+    # Forward mode meets a custom_vjp where the program is lowered, not traced.
+    result = _named(engine, lambda: _compiled(objective, hyper, engine))
     verify(engine, result)
     return result
 
@@ -107,7 +108,7 @@ def hypergradient_and_run(
     _check_engine(engine)
     run_of(objective, engine)
     hyper = float_leaves(hyper, "hyper")
-    result, run = _compiled_with_run(objective, hyper, engine)
+    result, run = _named(engine, lambda: _compiled_with_run(objective, hyper, engine))
     verify(engine, result)
     return result, run
 

@@ -486,3 +486,22 @@ def test_it_is_a_hashable_value_and_its_result_unpacks(key):
     )
     assert value.shape == ()
     assert grad.keys() == HYPER.keys()
+
+
+@pytest.mark.filterwarnings("ignore::metalr.hypergrad.hypergradient.PrecisionWarning")
+@pytest.mark.parametrize("wide", [False, True], ids=["bfloat16", "float32 hyper"])
+def test_narrow_params_are_reversed_in_float32_whatever_hyper_is(wide):
+    """A quadratic: w_T is linear in the start, so that rounding alone differs."""
+    kind = jnp.float32 if wide else jnp.bfloat16
+    start = jnp.ones(3, jnp.bfloat16)
+    loss = lambda params, hyper, batch: jnp.sum(params**2) / 2
+    momentum = lambda h: optax.sgd(h["rate"], h["momentum"])
+    L = metalr.Unrolled(loss, momentum, start, steps=6)
+    hyper = {"rate": jnp.asarray(0.1, kind), "momentum": jnp.asarray(0.9, kind)}
+    found = metalr.hypergradient(L, hyper, metalr.Reversible(min_momentum=0.5)).grad
+    exact = metalr.Unrolled(loss, momentum, jnp.ones(3), steps=6)
+    wide_hyper = jax.tree.map(lambda h: h.astype(float), hyper)
+    expected = jax.grad(exact)(wide_hyper)
+    for name, slope in expected.items():
+        assert found[name].dtype == kind
+        assert abs(found[name].astype(float) - slope) < 0.03 * abs(slope)
