@@ -120,7 +120,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
 
 
 def _learnings(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if "strengths" in record]
+    return [record for record in records if "off_exact" in record]
 
 
 def _problem(config: Config) -> Problem:
