@@ -145,7 +145,7 @@ def _tables(
     return result
 
 
-_TIME = re.compile(r"seconds|per_second|_m?s$|^ms$|(^|_)time($|_)")
+_TIME = re.compile(r"seconds|per_second|_m?s$|^ms$|(^|_)times?($|_)|cost_ratio")
 
 
 def _small(raw: bytes) -> bytes:

@@ -128,7 +128,15 @@ def test_a_second_run_replaces_the_first(finished, configs):
 
 def test_times_of_a_disturbed_run_are_left_out(finished, configs):
     folder = finished(
-        [{"x": 1, "wall_seconds": 2.0, "step_ms": 3.0, "second_error": 4.0}]
+        [
+            {
+                "x": 1,
+                "wall_seconds": 2.0,
+                "step_ms": 3.0,
+                "cost_ratio": 1.2,
+                "second_error": 4.0,
+            }
+        ]
     )
     path = folder / "provenance.json"
     quiet = path.read_text()
