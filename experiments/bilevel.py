@@ -11,8 +11,8 @@ warm-started implicit steps to ∇h = 0; the others to the zero of another gradi
 (`converges to`), by the terms left out of a Neumann series, the penalty, or a run that
 ends early. With minibatches at constant rates SABA converges; the others end at a noise
 floor, which falls with the rates (divided by 4, twice). At the papers' falling rates
-StocBiO, AmIGO and F2SA fall; SOBA and MA-SOBA were lower, and 4000 passes are too few to
-tell a further fall from noise.
+StocBiO, AmIGO and F2SA fall; SOBA and MA-SOBA were lower, and 4000 passes are too few
+to tell a further fall from noise.
 
 `check_hypergrad` on the unrolled run (64 rows, 5 + 5 variables, T = 20) agrees, by
 exact rational arithmetic too, and `diagnose` finds nothing: the derivative is that of
