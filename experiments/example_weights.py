@@ -74,7 +74,9 @@ def run(config: Config) -> Iterator[Record]:
 
 def headline(records: Sequence[Record]) -> str | None:
     """The score of the first engine."""
-    first = next((r for r in records if "points" in r), None)
+    needed = ("score", "standard_error", "left_out")
+    whole = (r for r in records if all(r.get(key) is not None for key in needed))
+    first = next(whole, None)
     if first is None:
         return None
     return (
