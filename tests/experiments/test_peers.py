@@ -138,7 +138,8 @@ def test_a_way_that_is_not_there_is_a_wrong_config(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_small_run_says_who_is_right_and_who_is_not_there(tmp_path):
     options = ["problems=[regression]", "steps=[5]", "optimizers=[sgd]", "calls=1"]
-    options += ["learned=[scalar]", "ways=['metalr Forward()', 'optax scan', higher]"]
+    options += ["learned=[scalar]", "aim_repeats=1", "seconds=1"]
+    options += ["ways=['metalr Forward()', 'optax scan', higher]"]
     assert cli.module_main("peers", [*options, "--runs", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("peers/*/records.jsonl")
     assert list(path.parent.glob("peers.png"))
