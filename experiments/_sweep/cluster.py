@@ -203,8 +203,8 @@ def _cluster(workers: int | None) -> Iterator[Any]:
     cards = _cards()
     if workers is None:
         workers = len(cards) if len(cards) > 1 else os.cpu_count() or 1
-    # What Dask logs as an error, such as a heartbeat that meets a closed scheduler when a
-    # signal ends the sweep, is an outcome here or of no account.
+    # What Dask logs as an error is an outcome here, or of no account: a heartbeat that
+    # meets a closed scheduler when a signal ends the sweep.
     quiet, security = logging.CRITICAL, Security.temporary()
     common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     specs: dict[int, Any] = {}
