@@ -26,7 +26,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -36,17 +36,9 @@ from experiments._command.experiment import ConfigError, ExperimentConfig, Recor
 from experiments._peers import work
 from experiments._peers.judge import Answer, verdict
 from experiments._peers.parent import fresh
+from experiments._peers.summary import FLOOR_MB, Row, summary
 from experiments._peers.ways import BY_NAME, WAYS, Way
 from experiments._report.style import panels
-
-_FLOOR_MB = 0.1  # rises of a process's memory below this are noise
-
-
-_TORCH_AIMS: dict[work.Problem, tuple[float, float]] = {
-    "regression": (20, 1),
-    "mlp": (1, 100),
-}
-"""Times the time and the memory of `Forward()` that a PyTorch peer takes, at least."""
 
 
 class Config(ExperimentConfig):
@@ -69,16 +61,6 @@ class Config(ExperimentConfig):
     tolerance: PositiveFloat = 1e-3  # relative error that counts as right
 
 
-class Row(NamedTuple):
-    """The processes of one way and case, and what they gave."""
-
-    way: Way
-    case: work.Case
-    results: list[dict[str, Any]]
-    verdicts: list[str]
-    errors: list[float | None]
-
-
 def size(config: Config) -> int:
     """Records that `run` yields: measurements, then the summary's rows."""
     plan = [(case, len(_ways(case, config))) for case in _cases(config)]
@@ -92,7 +74,7 @@ def run(config: Config) -> Iterator[Record]:
         for case in _cases(config):
             rows = [Row(way, case, [], [], []) for way in _ways(case, config)]
             yield from _measure(rows, config, Path(folder))
-            yield from _summary(rows, aimed=_aimed(case, config))
+            yield from summary(rows, aimed=_aimed(case, config))
 
 
 def figures(records: Sequence[Record]) -> dict[str, Figure]:
@@ -107,7 +89,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
         for index, row in enumerate(of_case):
             ours = row["way"].startswith("metalr")
             color, marker = ("C0", "o") if ours else ("C1", "s")
-            at = max(row["memory_mb"], _FLOOR_MB), row["ms"]
+            at = max(row["memory_mb"], FLOOR_MB), row["ms"]
             panel.plot(*at, marker, color=color, markersize=6)
             panel.annotate(
                 row["way"].removeprefix("metalr "),
@@ -117,7 +99,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
                 textcoords="offset points",
             )
         panel.set(xscale="log", yscale="log", title=case)
-        panel.set(xlabel=f"memory (MB; not resolved below {_FLOOR_MB})")
+        panel.set(xlabel=f"memory (MB; not resolved below {FLOOR_MB})")
         panel.set(ylabel="time of a hypergradient (ms)")
         panel.margins(x=0.25, y=0.15)
     for panel in axes[len(cases) :]:
@@ -254,65 +236,6 @@ def _figures_of(result: dict[str, Any]) -> str:
         return ""
     milliseconds = 1e3 * statistics.median(result["seconds"])
     return f", {milliseconds:.4g} ms, {result['peak_bytes'] / 1e6:.4g} MB"
-
-
-def _summary(rows: list[Row], *, aimed: bool) -> Iterator[Record]:
-    """One row for each way: medians over its processes, ratios to metalr's best."""
-    table = [_row(row) for row in rows]
-    ours = [
-        entry
-        for row, entry in zip(rows, table, strict=True)
-        if row.way.ours and entry["verdict"] == "right"
-    ]
-    for entry in table:
-        for ratio, key in (("times_slower", "ms"), ("times_larger", "memory_mb")):
-            best = min((our[key] for our in ours), default=None)
-            floor = _FLOOR_MB if key == "memory_mb" else 0.0
-            if best is not None and entry[key] is not None:
-                entry[ratio] = max(entry[key], floor) / max(best, floor)
-    if aimed:
-        _judge_aim(rows, table)
-    yield from table
-
-
-def _judge_aim(rows: list[Row], table: list[dict[str, Any]]) -> None:
-    """Hold each right peer against `Forward()`, time and memory both."""
-    entries = {row.way.name: entry for row, entry in zip(rows, table, strict=True)}
-    forward = entries.get("metalr Forward()", {"verdict": "absent"})
-    for row in rows:
-        entry = entries[row.way.name]
-        entry["aim"], entry["reached"] = "", None
-        if row.way.ours or not entry["verdict"] == forward["verdict"] == "right":
-            continue
-        torch = row.way.framework == "torch"
-        time, size = _TORCH_AIMS[row.case.problem] if torch else (1, 1)
-        key = "memory_mb" if torch else "xla_temp_mb"
-        entry["aim"] = f"≥ {time} × time, {size} × memory of Forward()"
-        entry["reached"] = (
-            entry["ms"] >= time * forward["ms"] and entry[key] >= size * forward[key]
-        )
-
-
-def _row(row: Row) -> dict[str, Any]:
-    done = [result for result in row.results if "seconds" in result]
-    middle = lambda values: statistics.median(values) if done else None
-    temps = [r["xla_temp_bytes"] for r in done if r.get("xla_temp_bytes") is not None]
-    return {
-        "table": str(row.case),
-        "way": row.way.name,
-        "verdict": " / ".join(dict.fromkeys(row.verdicts)),
-        "error": max((e for e in row.errors if e is not None), default=None),
-        "ms": middle([1e3 * statistics.median(r["seconds"]) for r in done]),
-        "times_slower": None,
-        "first_call_s": middle([r["first_seconds"] for r in done]),
-        "memory_mb": middle(
-            [max(r["peak_bytes"], r.get("xla_temp_bytes") or 0) / 1e6 for r in done]
-        ),
-        "times_larger": None,
-        "xla_temp_mb": statistics.median(temps) / 1e6 if temps else None,
-        "lines": done[0]["lines"] if done else None,
-        "versions": done[0]["versions"] if done else {},
-    }
 
 
 def _drawn(rows: Sequence[Record]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments._command.experiment import Record
 from experiments._report.style import panels
@@ -38,6 +39,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
         )
     right.axline((0, 0), slope=1, color="black", linewidth=0.6)
     right.set(xlabel="plain functions", ylabel="the framework's model", aspect="equal")
+    right.xaxis.set_major_locator(MaxNLocator(4))
     right.set_title("∂L/∂w, one point an example", fontsize=8)
     right.legend(fontsize=7)
     return {"frameworks": figure}

@@ -77,7 +77,7 @@ def imaml(theta: Params, task: Sinusoid, steps: int, inner: Inner) -> Any:
 
     end = theta
     for _ in range(steps):
-        step = lambda p, g: p - inner.rate * g
+        step = lambda p, g: p - inner.proximal_rate * g
         end = jax.tree.map(step, end, jax.grad(loss)(end))
     value, right = jax.value_and_grad(error)(end, task.query)
     times = lambda q: jax.jvp(jax.grad(loss), (end,), (q,))[1]

@@ -23,9 +23,8 @@ class Inner(NamedTuple):
     """The numbers of the inner loop."""
 
     rate: float = 0.01
-    proximal: float = (
-        20.0  # of iMAML: λ/2 ‖w − θ‖² beside the loss; it needs H + λI ≻ 0
-    )
+    proximal: float = 20.0  # of iMAML: λ/2 ‖w − θ‖² beside the loss, H + λI ≻ 0
+    proximal_rate: float = 0.002  # of iMAML, which goes to a minimum
     iterations: int = 10  # of conjugate gradients, in iMAML
 
 
@@ -69,7 +68,7 @@ def reptile(task: Sinusoid, steps: int, inner: Inner) -> metalr.Unrolled:
 def imaml(task: Sinusoid, steps: int, inner: Inner) -> metalr.Unrolled:
     """Rajeswaran et al. 2019: the error at the minimum of loss + λ/2 ‖w − θ‖²."""
     loss = Partial(_proximal_loss, task.support, inner.proximal)
-    return _run(task, steps, partial(_sgd, inner.rate), loss=loss)
+    return _run(task, steps, partial(_sgd, inner.proximal_rate), loss=loss)
 
 
 METHODS: dict[str, Method] = {

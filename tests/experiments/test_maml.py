@@ -82,7 +82,7 @@ def quadratics(monkeypatch):
 
     def mean(name, steps=1):
         points = Points(jnp.array(H)[:, None], jnp.array(C)[:, None])
-        inner = Inner(RATE, STRENGTH)
+        inner = Inner(RATE, STRENGTH, RATE)
         make = lambda task: METHODS[name].objective(task, steps, inner)
         return Mean.of(make, Sinusoid(points, points))
 
