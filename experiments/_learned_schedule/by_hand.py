@@ -49,7 +49,7 @@ def trained(
     def loss(w: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
         shape = (sizes.batch, sizes.hidden)
         mask = jax.random.bernoulli(key, problem.keep, shape) / problem.keep
-        hidden = jnp.maximum(problem.inputs[rows] @ w["W"] + w["b"], 0.0) * mask
+        hidden = jnp.tanh(problem.inputs[rows] @ w["W"] + w["b"]) * mask
         return entropy(hidden @ w["V"] + w["c"], problem.labels[rows])
 
     def step(state: Any, x: Any) -> tuple[Any, None]:
@@ -67,7 +67,7 @@ def trained(
     xs = (jnp.arange(sizes.steps), rates, momenta)
     blocks = jax.tree.map(lambda x: x.reshape(-1, block), xs)
     (w, _), _ = jax.lax.scan(steps_of_block, (params, (zeros, zeros)), blocks)
-    hidden = jnp.maximum(problem.held_inputs @ w["W"] + w["b"], 0.0)
+    hidden = jnp.tanh(problem.held_inputs @ w["W"] + w["b"])
     return entropy(hidden @ w["V"] + w["c"], problem.held_labels)
 
 

@@ -96,11 +96,11 @@ def _sgd(hyper: Any) -> optax.GradientTransformation:
 
 
 def init(key: jax.Array, problem: Problem, hidden: int) -> dict[str, jax.Array]:
-    """He's random weights of a net with one hidden layer."""
+    """LeCun's random weights of a net with one hidden layer."""
     first, second = jax.random.split(key)
     d, dtype = problem.inputs.shape[1], problem.inputs.dtype
     return {
-        "W": jax.random.normal(first, (d, hidden), dtype) * (2.0 / d) ** 0.5,
+        "W": jax.random.normal(first, (d, hidden), dtype) * (1.0 / d) ** 0.5,
         "b": jnp.zeros(hidden, dtype),
         "V": jax.random.normal(second, (hidden, 10), dtype) / hidden**0.5,
         "c": jnp.zeros(10, dtype),
@@ -109,7 +109,7 @@ def init(key: jax.Array, problem: Problem, hidden: int) -> dict[str, jax.Array]:
 
 def logits(params: Any, inputs: jax.Array, mask: Any = 1.0) -> jax.Array:
     """The net; the mask multiplies its hidden layer."""
-    hidden = jax.nn.relu(inputs @ params["W"] + params["b"]) * mask
+    hidden = jnp.tanh(inputs @ params["W"] + params["b"]) * mask
     return hidden @ params["V"] + params["c"]
 
 
