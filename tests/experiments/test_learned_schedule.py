@@ -40,7 +40,7 @@ def plain_optax(problem, start, noise, hyper, *, batch):
 
     def loss(w, rows, key):
         mask = jax.random.bernoulli(key, keep, (batch, w["b"].size)) / keep
-        hidden = jnp.maximum(problem.inputs[rows] @ w["W"] + w["b"], 0.0) * mask
+        hidden = jnp.tanh(problem.inputs[rows] @ w["W"] + w["b"]) * mask
         return cross_entropy(hidden @ w["V"] + w["c"], problem.labels[rows])
 
     def cross_entropy(scores, labels):
@@ -59,7 +59,7 @@ def plain_optax(problem, start, noise, hyper, *, batch):
     trace = optax.sgd(0.1, momentum=0.9).init(start)
     xs = (jnp.arange(len(hyper["rate"])), hyper["rate"], hyper["momentum"])
     w = jax.lax.scan(step, (start, trace), xs)[0][0]
-    hidden = jnp.maximum(problem.held_inputs @ w["W"] + w["b"], 0.0)
+    hidden = jnp.tanh(problem.held_inputs @ w["W"] + w["b"])
     return cross_entropy(hidden @ w["V"] + w["c"], problem.held_labels)
 
 
