@@ -25,7 +25,7 @@ from .._types import Hyper, Objective
 from ..runs.checkpointing import branching
 from ..runs.run import started
 
-TANGENT, PLAIN_REVERSE, PULL_BACK, REVERSED = 1.1, 2.3, 2.7, 5.3
+TANGENT, PLAIN_REVERSE, PULL_BACK, REVERSED = 1.1, 2.3, 2.7, 5.2
 """Cost of one tangent, of plain backward, of a step's pullback, and of a whole reversed
 run, in training steps: rounded from the ratios that were measured on an MLP 784-256-10
 (`configs/engines.yaml`)."""
