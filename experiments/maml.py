@@ -24,7 +24,9 @@ is 186 in one and 233 in another (meta_sgd, `config.family.draw(jax.random.key(1
 the edge 2/0.01 = 200: beyond it it says so, and a few tasks with 5 points diverge in 5
 or 10 steps (the column `lost`). iMAML needs H + λI ≻ 0 and the minimum itself: with λ =
 5 nothing is learned, and at the others' rate of 0.01 its inner runs diverge (sharpness
-and λ against that edge), to 1e26 from the 1500th outer step on. Its own rate is 0.002.
+and λ against that edge), to 1e26 from the 1500th outer step on. At its own rate, 0.002,
+its objective falls to 0.43 in 4000 outer steps; the sharpness grows with them, and from
+the 5000th on some inner runs meet that edge too.
 """
 
 import functools
