@@ -16,8 +16,9 @@ Linux only.
 Claims: every exact engine gives the float64 hypergradient. For one rate at the longest
 horizon the PyTorch peers take 20 × the time of `Forward()` where products are small
 (the regression) and no less where one matrix product dominates (the MLP), there with
-100 × its memory; the JAX peers take no less of its memory, by XLA's accounting, which is
-exact, and no less of its time on the MLP (on the regression an optax scan is as fast).
+100 × its memory; the JAX peers take no less of its memory, by XLA's accounting, which
+is exact, and no less of its time on the MLP (on the regression an optax scan is as
+fast).
 """
 
 import importlib.util
