@@ -26,7 +26,7 @@ or 10 steps (the column `lost`). iMAML needs H + λI ≻ 0 and the minimum itsel
 5 nothing is learned, and at the others' rate of 0.01 its inner runs diverge (sharpness
 and λ against that edge), to 1e26 from the 1500th outer step on. At its own rate, 0.002,
 its objective falls to 0.43 in 4000 outer steps; the sharpness grows with them, and from
-the 5000th on some inner runs meet that edge too.
+the 6000th on some inner runs meet that edge too.
 """
 
 import functools
