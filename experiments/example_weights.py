@@ -13,8 +13,9 @@ The gradient is exact: where the score falls short of 1 the run is curved in the
 (the table "beyond the first order"), and metasmoothness, three runs without a
 derivative, says so beforehand. Settings are chosen by it, not by the score.
 
-`check_hypergrad` (conv net, 40 examples, T = 12) agrees to 7.2e-12 of differences
-and to 5.2e-13 between engines; of the transformer, and by `diagnose`, nothing is known.
+`check_hypergrad` (T = 12, float64) agrees: the conv net (40 examples) to 7.2e-12 of
+differences and 5.2e-13 between engines, the transformer (16 windows) to 1.9e-11 and
+3.4e-16. `diagnose` finds nothing in either; of ReLU with max pooling it says "kinks".
 
 Inner runs: a conv net on images (momentum), a tiny transformer on Python's
 documentation (Adam). Engstrom et al. (2025), Optimizing ML training with metagradient

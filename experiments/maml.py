@@ -22,11 +22,11 @@ derivatives of its own (stop_gradient), which is what these methods are. `diagno
 single task (`METHODS[name].objective`) depends on the draw: the sharpness at the start
 is 186 in one and 233 in another (meta_sgd, `config.family.draw(jax.random.key(1))`),
 the edge 2/0.01 = 200: beyond it it says so, and a few tasks with 5 points diverge in 5
-or 10 steps (the column `lost`). iMAML needs H + λI ≻ 0 and the minimum itself: with λ =
-5 nothing is learned, and at the others' rate of 0.01 its inner runs diverge (sharpness
-and λ against that edge), to 1e26 from the 1500th outer step on. At its own rate, 0.002,
-its objective falls to 0.43 in 4000 outer steps; the sharpness grows with them, and from
-the 6000th on some inner runs meet that edge too.
+or 10 steps (the column `lost`). iMAML needs H + λI ≻ 0 (`methods=[imaml]
+proximal=5 steps=1500` learns next to nothing) and the minimum itself: at the others'
+rate its inner runs diverge (`imaml_rate=0.01 imaml_steps=10`). At its own its objective
+falls, until some inner runs, whose sharpness grows, meet their edge too: after some
+6000 outer steps (the figure).
 """
 
 import functools

@@ -24,8 +24,8 @@ def scalar(options: Options) -> Iterator[Record]:
     objective, rate = mlp(options, optax.adam, options.steps), jnp.float32(1e-3)
     ways = [
         Way("training", objective),
-        by_engine(objective, metalr.Forward(), times(1.9, 2.3)),
-        by_engine(unguarded(objective), metalr.Forward(), times(1.9, 2.3)),
+        by_engine(objective, metalr.Forward(), times(1.8, 2.3)),
+        by_engine(unguarded(objective), metalr.Forward(), times(1.8, 2.3)),
     ]
     yield from compare(f"scalar rate, Adam, T = {options.steps}", ways, rate, options)
 
